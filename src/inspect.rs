@@ -1,0 +1,472 @@
+//! Looking into a segment without taking part: no lock, no row, no write.
+
+use crate::lock::queue::snapshot;
+use crate::lock::word::{Code, LockWords, WaitState};
+use crate::memory::error::SegmentError;
+use crate::memory::layout::{Header, Layout};
+use crate::memory::map::Mapping;
+use crate::memory::registry::{self, Found};
+use crate::mutex::Mutex;
+use crate::participant::id::Id;
+use crate::participant::life::Fate;
+use crate::participant::table::{Identity, IdentityRecord, Row, Table};
+use crate::segment::{Participant, Segment, display_name};
+use crate::sys::atomic::Ordering::Relaxed;
+use crate::sys::{process, robust_list, shm};
+use core::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use zerocopy::FromBytes;
+
+/// How often a queue in motion is looked at before it is given up.
+const TRIES: u32 = 1000;
+
+fn mapping_of<T: ?Sized>(mutex: &Mutex<T>) -> Option<Arc<Mapping>> {
+    let address = core::ptr::from_ref(mutex.raw()).addr();
+    let found = registry::lock().find(address, Mapping::private).ok()?;
+    match found {
+        Found::Shared(mapping) | Found::Private(mapping, _) => Some(mapping),
+    }
+}
+
+/// The threads that wait for `mutex`, in the order in which they will be
+/// served; dead ones among them as long as nobody has taken them out. `None` if
+/// the queue moved too fast to be seen standing still, or is corrupted.
+///
+/// Takes no lock and no row.
+///
+/// # Examples
+///
+/// ```
+/// let mutex = heirlock::Mutex::new(());
+/// assert_eq!(heirlock::queue(&mutex), Some(vec![]));
+/// ```
+pub fn queue<T: ?Sized>(mutex: &Mutex<T>) -> Option<Vec<Participant>> {
+    let mapping = mapping_of(mutex)?;
+    let members = snapshot(mutex.raw().words(), Table::new(&mapping), TRIES)?;
+    Some(members.into_iter().map(|(id, _)| Participant(id.plain())).collect())
+}
+
+/// The owner of `mutex`, dead or alive; `None` if it is free.
+///
+/// # Examples
+///
+/// See [`Segment::attach`].
+pub fn owner<T: ?Sized>(mutex: &Mutex<T>) -> Option<Participant> {
+    let owner = mutex.raw().owner();
+    (!owner.is_nobody()).then_some(Participant(owner.plain()))
+}
+
+/// Whether a thread that joined `segment` as `participant` is alive, and has
+/// not left.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::{Mutex, Segment, is_alive};
+/// let segment: Segment<Mutex<u64>> = Segment::anonymous()?;
+/// let me = segment.attach()?;
+/// assert!(is_alive(&segment, me));
+/// let other = std::thread::scope(|s| s.spawn(|| segment.attach().unwrap()).join()).unwrap();
+/// assert!(!is_alive(&segment, other));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn is_alive<T>(segment: &Segment<T>, participant: Participant) -> bool {
+    matches!(Table::new(segment.mapping()).fate(participant.0), Fate::Alive(_))
+}
+
+/// Why a segment could not be inspected.
+#[derive(Debug)]
+pub struct InspectError(SegmentError);
+
+impl fmt::Display for InspectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for InspectError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+impl From<SegmentError> for InspectError {
+    fn from(error: SegmentError) -> Self {
+        Self(error)
+    }
+}
+
+/// A segment at one moment, of whatever type its value is.
+///
+/// It is read through a read-only descriptor, with no lock and no row taken,
+/// so it works while everything in the segment is stuck, and cannot be faulted
+/// by a file that shrinks. The parts are read one after the other: in a busy
+/// segment they may not fit together.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::{Mutex, Segment, Snapshot};
+/// # let path = format!("/dev/shm/heirlock-doc-inspect-{}", std::process::id());
+/// let segment: Segment<Mutex<u64>> = Segment::create(&path)?;
+/// let guard = segment.lock();
+/// let offset = segment.offset_of(&*segment).unwrap();
+/// let snapshot = Snapshot::read(&path, &[offset])?;
+/// assert_eq!(snapshot.participants.len(), 1);
+/// assert_eq!(snapshot.locks[0].owner, heirlock::owner(&segment));
+/// println!("{snapshot}");
+/// # drop(guard);
+/// # Segment::unlink(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// The format of the segment.
+    pub layout_version: u32,
+    /// The user's own version number.
+    pub schema: u64,
+    /// The size of the value in bytes.
+    pub value_size: u64,
+    /// Where the value begins, in bytes from the start of the segment.
+    pub value_offset: u64,
+    /// How many threads can be attached at a time.
+    pub capacity: u32,
+    /// How many rows have been used at least once.
+    pub rows_used: u32,
+    /// Whether the participants lived before the last boot, so that none is
+    /// alive whatever it says.
+    pub other_boot: bool,
+    /// Every row that is in use, or was when its thread died.
+    pub participants: Vec<ParticipantView>,
+    /// The locks asked for, and every lock with which some thread is busy. (A
+    /// lock that is held and that nobody waits for leaves no trace in the
+    /// table.)
+    pub locks: Vec<LockView>,
+}
+
+/// A thread in a segment, as [`Snapshot`] saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParticipantView {
+    /// Its row and generation.
+    pub participant: Participant,
+    /// Whether its life word says that it lives. (A death that the kernel did
+    /// not mark is noticed by those who wait, within two seconds.)
+    pub alive: bool,
+    /// The ID of its process, in its own PID namespace; 0 if unknown.
+    pub pid: u32,
+    /// The ID of its thread, in its own PID namespace; 0 if unknown.
+    pub tid: u32,
+    /// The inode of its PID namespace; 0 if unknown.
+    pub pid_namespace: u64,
+    /// When its process started, in clock ticks since boot; 0 if unknown.
+    pub start_time: u64,
+    /// The name of its thread when it joined.
+    pub thread_name: String,
+    /// What it waits for, or edits the queue of.
+    pub busy_with: Option<WaitView>,
+}
+
+/// What a thread waits for, as [`Snapshot`] saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WaitView {
+    /// The lock, as [`Segment::offset_of`] names it.
+    pub lock: u64,
+    /// Whether the thread is in the lock's queue. If not it is about to enter,
+    /// or edits the queue, or has just been served.
+    pub queued: bool,
+    /// The row in front; 0 at the head. Only of use if it is queued.
+    pub behind: u32,
+    /// `"waiting"`, `"parked"` (asleep), `"nudged"`, `"granted"` or `"idle"`.
+    pub state: &'static str,
+}
+
+/// A lock, as [`Snapshot`] saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockView {
+    /// Where it is, as [`Segment::offset_of`] names it.
+    pub offset: u64,
+    /// Its owner, dead or alive; `None` if it is free.
+    pub owner: Option<Participant>,
+    /// Whether the owner is alive.
+    pub owner_alive: bool,
+    /// Whether the owner took over from a dead one.
+    pub inherited: bool,
+    /// The row of the thread that edits the queue; 0 for none.
+    pub guard: u32,
+    /// Those who wait, in the order in which they will be served, the dead
+    /// among them included.
+    pub queue: Vec<Participant>,
+    /// What is wrong with the queue, if something is.
+    pub broken: Option<&'static str>,
+}
+
+/// The table as read from the file.
+struct Rows {
+    rows: Vec<(Row, u32)>,
+}
+
+impl Rows {
+    fn get(&self, index: u32) -> Option<&(Row, u32)> {
+        (index as usize).checked_sub(1).and_then(|at| self.rows.get(at))
+    }
+
+    fn alive(&self, id: Id) -> bool {
+        self.get(id.index()).is_some_and(|(row, life)| {
+            let current = row.generation.load(Relaxed) == id.generation();
+            current && *life != 0 && life & robust_list::OWNER_DIED == 0
+        })
+    }
+
+    fn queue(&self, tail: u32) -> (Vec<Participant>, Option<&'static str>) {
+        let mut queue = Vec::new();
+        let mut index = tail;
+        let broken = loop {
+            if index == 0 {
+                break None;
+            }
+            let Some((row, _)) = self.get(index) else { break Some("names no row") };
+            if queue.len() == self.rows.len() {
+                break Some("is a cycle");
+            }
+            let id = Id::from_bits(row.waiting_as.load(Relaxed));
+            if id.index() != index {
+                break Some("has a member under another's id");
+            }
+            queue.push(Participant(id.plain()));
+            index = row.prev.load(Relaxed);
+        };
+        queue.reverse();
+        (queue, broken)
+    }
+}
+
+fn io(step: &'static str) -> impl FnOnce(std::io::Error) -> SegmentError {
+    SegmentError::io(step)
+}
+
+/// Reads one `R` from the file; zero bytes where the file ends.
+fn read<R: FromBytes>(fd: BorrowedFd, offset: usize) -> Result<R, SegmentError> {
+    let mut bytes = vec![0; size_of::<R>()];
+    shm::read_at(fd, &mut bytes, offset as u64).map_err(io("read the"))?;
+    Ok(R::read_from_bytes(&bytes).expect("the sizes are equal"))
+}
+
+impl Snapshot {
+    /// Reads the segment at `path`, with the locks at the offsets `locks`
+    /// besides those that are found.
+    ///
+    /// # Errors
+    ///
+    /// [`InspectError`] says what is there instead of a segment.
+    pub fn read(path: impl AsRef<Path>, locks: &[u64]) -> Result<Self, InspectError> {
+        let path = path.as_ref();
+        let fd = shm::open_read_only(path)
+            .map_err(|source| SegmentError::of_path("open", path, source))?;
+        Self::of(fd.as_fd(), locks)
+    }
+
+    /// Reads the segment behind a descriptor, for example
+    /// [`Segment::as_fd`].
+    ///
+    /// # Errors
+    ///
+    /// [`InspectError`] says what is there instead of a segment.
+    pub fn of(fd: BorrowedFd, locks: &[u64]) -> Result<Self, InspectError> {
+        let stat = shm::stat(fd).map_err(io("stat"))?;
+        if !stat.regular {
+            return Err(SegmentError::NotAFile.into());
+        }
+        let header: Header = read(fd, 0)?;
+        let layout = Layout::of_any(&header, stat.size)?;
+
+        let rows_used = header.rows.load(Relaxed).min(layout.capacity);
+        let rows = (1..=rows_used)
+            .map(|index| Ok((read(fd, layout.row(index))?, read(fd, layout.life_word(index))?)))
+            .collect::<Result<_, SegmentError>>()?;
+        let rows = Rows { rows };
+
+        let mut offsets = locks.to_vec();
+        offsets.extend(rows.rows.iter().map(|(row, _)| row.lock.load(Relaxed)));
+        offsets.retain(|offset| *offset != 0);
+        offsets.sort_unstable();
+        offsets.dedup();
+        let mut locks = Vec::new();
+        for offset in offsets {
+            if layout.holds_lock(offset) {
+                locks.push(LockView::new(offset, &read(fd, offset as usize)?, &rows));
+            }
+        }
+        let mut participants = Vec::new();
+        for index in 1..=rows_used {
+            participants.extend(ParticipantView::new(fd, &layout, index, &rows, &locks)?);
+        }
+        let boot =
+            header.boot[0].load(Relaxed) as u128 | (header.boot[1].load(Relaxed) as u128) << 64;
+        let now = process::boot_id();
+        Ok(Self {
+            layout_version: header.version,
+            schema: header.schema,
+            value_size: header.value_size,
+            value_offset: layout.value_offset as u64,
+            capacity: layout.capacity,
+            rows_used,
+            other_boot: boot != 0 && now != 0 && boot != now,
+            participants,
+            locks,
+        })
+    }
+
+    /// The lock at `offset`, if it is among [`Snapshot::locks`].
+    pub fn lock(&self, offset: u64) -> Option<&LockView> {
+        self.locks.iter().find(|lock| lock.offset == offset)
+    }
+
+    /// The participant in row `row`, if the row is in use.
+    pub fn participant(&self, row: u32) -> Option<&ParticipantView> {
+        self.participants.iter().find(|view| view.participant.row() == row)
+    }
+}
+
+impl ParticipantView {
+    fn new(
+        fd: BorrowedFd,
+        layout: &Layout,
+        index: u32,
+        rows: &Rows,
+        locks: &[LockView],
+    ) -> Result<Option<Self>, SegmentError> {
+        let Some((row, life)) = rows.get(index) else { return Ok(None) };
+        if *life == 0 {
+            return Ok(None);
+        }
+        let id = Id::new(index, row.generation.load(Relaxed));
+        let record: IdentityRecord = read(fd, IdentityRecord::offset(layout, id))?;
+        let Identity { pid, tid, pid_namespace, start_time, name } =
+            record.identity(id).unwrap_or_default();
+        let lock = row.lock.load(Relaxed);
+        let participant = Participant(id);
+        let busy_with = (lock != 0).then(|| {
+            let at = locks.iter().find(|view| view.offset == lock);
+            let state = WaitState::from_bits(row.state.load(Relaxed));
+            WaitView {
+                lock,
+                queued: at.is_some_and(|view| view.queue.contains(&participant)),
+                behind: row.prev.load(Relaxed),
+                state: match state.code() {
+                    Some(Code::Waiting) => "waiting",
+                    Some(Code::Parked) => "parked",
+                    Some(Code::Nudged) => "nudged",
+                    Some(Code::Granted) => "granted",
+                    None => "idle",
+                },
+            }
+        });
+        Ok(Some(Self {
+            participant,
+            alive: rows.alive(id),
+            pid,
+            tid,
+            pid_namespace,
+            start_time,
+            thread_name: display_name(&name),
+            busy_with,
+        }))
+    }
+}
+
+impl LockView {
+    fn new(offset: u64, words: &LockWords, rows: &Rows) -> Self {
+        let owner = Id::from_bits(words.owner.load(Relaxed));
+        let (queue, broken) = rows.queue(words.tail.load(Relaxed));
+        Self {
+            offset,
+            owner: (!owner.is_nobody()).then_some(Participant(owner.plain())),
+            owner_alive: rows.alive(owner.plain()),
+            inherited: owner.inherited(),
+            guard: words.guard_holder(),
+            queue,
+            broken,
+        }
+    }
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "segment: layout {}, schema {}, value {} bytes at {}, rows {} of {} used{}",
+            self.layout_version,
+            self.schema,
+            self.value_size,
+            self.value_offset,
+            self.rows_used,
+            self.capacity,
+            if self.other_boot { ", of another boot: nobody is alive" } else { "" },
+        )?;
+        for view in &self.participants {
+            writeln!(f, "  {view}")?;
+        }
+        for lock in &self.locks {
+            writeln!(f, "  {lock}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ParticipantView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "participant {}: {}, pid {} tid {} \"{}\" in namespace {}",
+            self.participant,
+            if self.alive { "alive" } else { "dead" },
+            self.pid,
+            self.tid,
+            self.thread_name,
+            self.pid_namespace,
+        )?;
+        match &self.busy_with {
+            None => Ok(()),
+            Some(wait) if !wait.queued => {
+                write!(f, ", busy with lock {} ({})", wait.lock, wait.state)
+            }
+            Some(wait) if wait.behind == 0 => {
+                write!(f, ", first in the queue of lock {} ({})", wait.lock, wait.state)
+            }
+            Some(wait) => write!(
+                f,
+                ", in the queue of lock {} behind row {} ({})",
+                wait.lock, wait.behind, wait.state
+            ),
+        }
+    }
+}
+
+impl fmt::Display for LockView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "lock {}: ", self.offset)?;
+        match self.owner {
+            None => f.write_str("free")?,
+            Some(owner) => write!(
+                f,
+                "owner {owner} ({}{})",
+                if self.owner_alive { "alive" } else { "dead" },
+                if self.inherited { ", inherited" } else { "" },
+            )?,
+        }
+        if self.guard != 0 {
+            write!(f, ", queue edited by row {}", self.guard)?;
+        }
+        write!(f, ", queue {:?}", self.queue)?;
+        match self.broken {
+            Some(broken) => write!(f, ", but the queue {broken}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Locks that live in shared memory and outlive the processes that use them.
+//!
+//! A [`Mutex`] in a [`Segment`] (a file in `/dev/shm`, or anywhere; a memfd) is
+//! shared by every process that maps it:
+//!
+//! * **First in, first out.** Whoever queued first is served first, whatever
+//!   happens to the others. The queue is in the segment.
+//! * **Inherited from the dead.** `kill -9` any process at any instruction: the
+//!   next in line gets the lock at once, is told so once
+//!   ([`MutexGuard::inherited`]), and goes on. There is no poisoning and no
+//!   state in which the lock stays unusable.
+//! * **Nothing to set up per lock.** 16 bytes, all zero means unlocked,
+//!   `const fn new`; works in a segment, in a `static`, on the heap.
+//! * **No trust in the peers' memory.** No pointer is stored in shared memory,
+//!   every index read from it is checked, every walk is bounded: garbage ends
+//!   in an error or a panic with a message, never in a stray access or an
+//!   endless loop.
+//! * **Namespaces do not matter.** Two threads with the same TID in two PID
+//!   namespaces are two participants.
+//!
+//! ```
+//! use heirlock::{Mutex, Segment};
+//! use zerocopy::FromBytes;
+//!
+//! #[derive(FromBytes)]
+//! #[repr(C)]
+//! struct Shared {
+//!     counter: Mutex<u64>,
+//! }
+//!
+//! # let path = format!("/dev/shm/heirlock-doc-{}", std::process::id());
+//! // Any number of processes may do this; the first creates the segment.
+//! let segment: Segment<Shared> = Segment::open_or_create(&path)?;
+//!
+//! let mut counter = segment.counter.lock();
+//! if let Some(dead) = heirlock::MutexGuard::inherited(&counter) {
+//!     println!("{dead} died with the lock: repair what it may have left torn");
+//! }
+//! *counter += 1;
+//! # drop(counter);
+//! # Segment::unlink(&path)?;
+//! # Ok::<(), heirlock::SegmentError>(())
+//! ```
+//!
+//! # What it does not do
+//!
+//! * The data is as the dead owner left it, perhaps torn. Repairing it is the
+//!   heir's business; only types for which every bit pattern is valid
+//!   ([`zerocopy::FromBytes`]) can live in a segment.
+//! * A process that is stopped (`SIGSTOP`) while it holds a lock is alive: the
+//!   others wait.
+//! * Locks cannot be used in signal handlers.
+//! * A child made by a raw `clone` or `vfork`, past `pthread_atfork`, must not
+//!   use what it copied.
+//!
+//! The kernel facts behind this, each with the test that checks it, are in
+//! `kernel-notes.md`; the structure of the code is in `ARCHITECTURE.md`.
+
+#![cfg(target_os = "linux")]
+
+mod inspect;
+mod lock;
+mod memory;
+mod mutex;
+mod participant;
+mod segment;
+mod sys;
+
+pub use inspect::{
+    InspectError, LockView, ParticipantView, Snapshot, WaitView, is_alive, owner, queue,
+};
+pub use memory::error::SegmentError;
+pub use mutex::{DeadOwner, MappedMutexGuard, Mutex, MutexGuard};
+pub use participant::attach::AttachError;
+pub use segment::{Options, Participant, Segment};

@@ -1,0 +1,19 @@
+//! The lock: its words, its queue, its waits, and the algorithm on top.
+//!
+//! Knows no `T`, makes no system call but through `sys`.
+//!
+//! # Orderings
+//!
+//! Whoever waits publishes itself (in `tail`, or by its `state`) and then looks
+//! at `owner` and `prev`; whoever releases or edits changes `owner` or `prev`
+//! and then looks at `tail` and `state`. Each of the two must see the other if
+//! it comes second, which acquire and release do not give. So every access to
+//! these four words that is part of such a pair is `SeqCst`: all of them are in
+//! one total order, which is also what the model of the algorithm assumes. On
+//! x86 that costs something only in plain stores, of which the uncontended path
+//! has one, in [`raw::RawMutex::unlock`].
+
+pub(crate) mod queue;
+pub(crate) mod raw;
+mod wait;
+pub(crate) mod word;

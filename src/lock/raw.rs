@@ -1,0 +1,414 @@
+//! The algorithm: lock, try, give up, unlock, recover.
+//!
+//! The model in `tests/model` has a step for each access to shared memory
+//! here, under the names of these functions.
+
+use super::queue::{self, Oldest, QueueGuard, Unlinked};
+use super::wait::{self, Slept, Watched};
+use super::word::{LockWords, WaitState};
+use crate::memory::error::Corrupted;
+use crate::participant::attach::Attachment;
+use crate::participant::id::Id;
+use crate::participant::life::{Fate, died};
+use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sys::clock::Deadline;
+use crate::sys::fault::{Fault, active};
+use zerocopy::FromBytes;
+
+/// A lock without data: 16 bytes, of which all zero means unlocked.
+#[derive(FromBytes, Debug)]
+#[repr(transparent)]
+pub(crate) struct RawMutex(LockWords);
+
+/// How a lock came to its new owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acquired {
+    /// From an owner that released it.
+    Released,
+    /// From this one, which died.
+    Inherited(Id),
+}
+
+/// Why a lock was not acquired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    TimedOut,
+    /// The calling thread holds it.
+    OwnedByCaller,
+    Corrupted(Corrupted),
+}
+
+impl From<Corrupted> for Failed {
+    fn from(corrupted: Corrupted) -> Self {
+        Self::Corrupted(corrupted)
+    }
+}
+
+/// What a waiter found when it looked.
+enum Look {
+    Mine(Acquired),
+    Again,
+    Watch(Watched),
+}
+
+impl RawMutex {
+    pub(crate) const fn new() -> Self {
+        Self(LockWords::new())
+    }
+
+    pub(crate) fn words(&self) -> &LockWords {
+        &self.0
+    }
+
+    /// The owner, or nobody. Out of date as soon as it is known.
+    pub(crate) fn owner(&self) -> Id {
+        Id::from_bits(self.0.owner.load(Relaxed))
+    }
+
+    /// Whether somebody waits, dead or alive.
+    pub(crate) fn has_queue(&self) -> bool {
+        self.0.tail.load(SeqCst) != 0
+    }
+
+    /// Waits its turn and takes the lock; gives up at the deadline.
+    #[inline(always)]
+    pub(crate) fn lock(
+        &self,
+        me: &Attachment,
+        deadline: Option<Deadline>,
+    ) -> Result<Acquired, Failed> {
+        let acquired =
+            if self.lock_fast(me)? { Acquired::Released } else { self.lock_slow(me, deadline)? };
+        me.count_acquired();
+        Ok(acquired)
+    }
+
+    /// Takes the lock if nobody has it and nobody living waits for it.
+    #[inline]
+    pub(crate) fn try_lock(&self, me: &Attachment) -> Result<Acquired, Failed> {
+        let acquired =
+            if self.lock_fast(me)? { Acquired::Released } else { self.try_lock_slow(me)? };
+        me.count_acquired();
+        Ok(acquired)
+    }
+
+    /// The doorway of the fast path is the look at the empty queue.
+    #[inline(always)]
+    fn lock_fast(&self, me: &Attachment) -> Result<bool, Corrupted> {
+        let LockWords { owner, tail, .. } = &self.0;
+        if tail.load(SeqCst) != 0 && !active(Fault::Barging) {
+            return Ok(false);
+        }
+        // Relaxed on failure: the slow path looks again.
+        if owner.compare_exchange(0, me.id().bits(), SeqCst, Relaxed).is_err() {
+            return Ok(false);
+        }
+        if tail.load(SeqCst) != 0 {
+            self.settle_barge(me)?;
+        }
+        Ok(true)
+    }
+
+    /// Somebody queued between the look at the queue and the acquisition. It
+    /// may watch the former owner: have it watch this one, lest this one's
+    /// death be overlooked.
+    #[cold]
+    fn settle_barge(&self, me: &Attachment) -> Result<(), Corrupted> {
+        self.editing(me, |guard| {
+            if let Some(oldest) = guard.oldest()? {
+                wait::nudge(me.table(), oldest.index)?;
+            }
+            Ok(())
+        })
+    }
+
+    #[cold]
+    fn try_lock_slow(&self, me: &Attachment) -> Result<Acquired, Failed> {
+        let owner = Id::from_bits(self.0.owner.load(SeqCst));
+        let owned = !owner.is_nobody() && me.table().fate(owner) != Fate::Dead;
+        if owned || queue::has_living_waiter(&self.0, me.table()) {
+            return Err(Failed::TimedOut);
+        }
+        // Free, or a dead thread's, and nobody waits but perhaps the dead:
+        // take a place in the queue, and leave it if it is not the first.
+        self.lock_slow(me, Some(Deadline::now()))
+    }
+
+    #[cold]
+    fn lock_slow(&self, me: &Attachment, deadline: Option<Deadline>) -> Result<Acquired, Failed> {
+        if me.is_broken() {
+            return Err(Corrupted("the thread met that in an earlier operation").into());
+        }
+        if self.is_owned_by_caller(me) {
+            return Err(Failed::OwnedByCaller);
+        }
+        let waiting = self.enqueue(me)?;
+        let result = self.wait_turn(me, waiting, deadline);
+        if let Err(Failed::Corrupted(_)) = result {
+            me.mark_broken();
+        } else {
+            me.row().lock.store(0, SeqCst);
+        }
+        result
+    }
+
+    /// Whether waiting would be waiting for oneself. A thread that has mapped
+    /// the segment twice has two rows; so the row is not all that counts.
+    fn is_owned_by_caller(&self, me: &Attachment) -> bool {
+        let owner = Id::from_bits(self.0.owner.load(SeqCst)).plain();
+        if owner == me.id() {
+            return true;
+        }
+        let Fate::Alive(life) = me.table().fate(owner) else { return false };
+        me.looks_like_own_life(life) && {
+            let (theirs, mine) = (me.identity(owner), me.identity(me.id()));
+            (theirs.pid, theirs.start_time, theirs.pid_namespace)
+                == (mine.pid, mine.start_time, mine.pid_namespace)
+        }
+    }
+
+    /// The doorway: whoever is through it first is served first.
+    fn enqueue(&self, me: &Attachment) -> Result<WaitState, Corrupted> {
+        let row = me.row();
+        let index = me.id().index();
+        row.lock.store(self.0.name_in(me.mapping()), SeqCst);
+        row.waiting_as.store(me.id().bits(), SeqCst);
+        let waiting = WaitState::from_bits(row.state.load(SeqCst)).next_round();
+        row.state.store(waiting.bits(), SeqCst);
+        let mut tail = self.0.tail.load(SeqCst);
+        loop {
+            if tail == index {
+                me.mark_broken();
+                return Err(Corrupted("a thread is queued before it queues"));
+            }
+            row.prev.store(tail, SeqCst);
+            match self.0.tail.compare_exchange(tail, index, SeqCst, SeqCst) {
+                Ok(_) => return Ok(waiting),
+                Err(now) => tail = now,
+            }
+        }
+    }
+
+    fn wait_turn(
+        &self,
+        me: &Attachment,
+        waiting: WaitState,
+        deadline: Option<Deadline>,
+    ) -> Result<Acquired, Failed> {
+        loop {
+            let watched = match self.look(me)? {
+                Look::Mine(acquired) => {
+                    self.leave(me, waiting)?;
+                    return Ok(acquired);
+                }
+                Look::Again => continue,
+                Look::Watch(watched) => watched,
+            };
+            if deadline.is_some_and(Deadline::passed) {
+                return self.give_up(me);
+            }
+            let at_head = me.row().prev.load(SeqCst) == 0;
+            if at_head && wait::spin(me.row(), waiting) {
+                wait::rearm(me.row(), waiting);
+                continue;
+            }
+            if wait::park(me, waiting, watched, deadline)? == Slept::TimedOut {
+                return self.give_up(me);
+            }
+        }
+    }
+
+    /// Looks at what a waiter's turn depends on.
+    fn look(&self, me: &Attachment) -> Result<Look, Corrupted> {
+        let owner = Id::from_bits(self.0.owner.load(SeqCst));
+        if owner.plain() == me.id() {
+            return Ok(Look::Mine(Acquired::Released));
+        }
+        match me.row().prev.load(SeqCst) {
+            0 => self.look_as_head(me),
+            predecessor => self.look_behind(me, predecessor),
+        }
+    }
+
+    fn look_as_head(&self, me: &Attachment) -> Result<Look, Corrupted> {
+        let owner = Id::from_bits(self.0.owner.load(SeqCst));
+        let take = |heir: Id| {
+            let (old, new) = (owner.bits(), heir.bits());
+            self.0.owner.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
+        };
+        if owner.bits() == 0 {
+            let taken = take(me.id());
+            return Ok(if taken { Look::Mine(Acquired::Released) } else { Look::Again });
+        }
+        if owner.plain() == me.id() {
+            return Ok(Look::Mine(Acquired::Released));
+        }
+        match me.table().fate(owner) {
+            Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
+            Fate::Alive(life) => Ok(Look::Watch(Watched { index: owner.index(), life })),
+            Fate::Dead => {
+                me.table().relay(owner.index());
+                let taken = take(me.id().as_heir());
+                let inherited = Acquired::Inherited(owner.plain());
+                Ok(if taken { Look::Mine(inherited) } else { Look::Again })
+            }
+        }
+    }
+
+    fn look_behind(&self, me: &Attachment, predecessor: u32) -> Result<Look, Corrupted> {
+        let table = me.table();
+        let life = table.life(predecessor).ok_or(Corrupted("a predecessor has no row"))?;
+        let life = life.load(SeqCst);
+        if died(life) {
+            table.relay(predecessor);
+            QueueGuard::take(&self.0, me)?.splice_predecessor_of(me.id().index())?;
+            return Ok(Look::Again);
+        }
+        // The row may have got a new user, queued behind this thread, before
+        // its life word was read: then it is no longer the predecessor.
+        if me.row().prev.load(SeqCst) != predecessor {
+            return Ok(Look::Again);
+        }
+        Ok(Look::Watch(Watched { index: predecessor, life }))
+    }
+
+    /// Out of the queue, as the owner, unless who granted saw to it.
+    fn leave(&self, me: &Attachment, waiting: WaitState) -> Result<(), Corrupted> {
+        let state = WaitState::from_bits(me.row().state.load(SeqCst));
+        if state != waiting.with(super::word::Code::Granted) {
+            QueueGuard::take(&self.0, me)?.unlink(me.id().index())?;
+        }
+        Ok(())
+    }
+
+    /// Out of the queue without the lock, unless it came in the last moment.
+    /// Grants are made under the guard, so under the guard it is certain.
+    fn give_up(&self, me: &Attachment) -> Result<Acquired, Failed> {
+        let guard = QueueGuard::take(&self.0, me)?;
+        let owner = Id::from_bits(self.0.owner.load(SeqCst));
+        let unlinked = guard.unlink(me.id().index())?;
+        if owner.plain() == me.id() {
+            return Ok(Acquired::Released);
+        }
+        if let Unlinked::Before(successor) = unlinked {
+            wait::nudge(me.table(), successor)?;
+        }
+        Err(Failed::TimedOut)
+    }
+
+    /// Releases the lock. `Err` if the caller does not own it (any more).
+    #[inline(always)]
+    pub(crate) fn unlock(&self, me: &Attachment) -> Result<(), Corrupted> {
+        self.check_owner(me)?;
+        me.count_released();
+        let LockWords { owner, tail, .. } = &self.0;
+        if tail.load(SeqCst) != 0 {
+            return self.grant_slow(me);
+        }
+        // SeqCst with the load behind it pairs with `enqueue` and `look`: who
+        // queued too late to be seen above is seen below, or sees the lock
+        // free. It also releases the data, like any unlock.
+        owner.store(0, SeqCst);
+        if tail.load(SeqCst) != 0 {
+            return self.release_slow(me);
+        }
+        Ok(())
+    }
+
+    /// Releases the lock as if `dead`, from whom it was inherited, still had
+    /// it: so that the next owner is told again.
+    #[cold]
+    pub(crate) fn unlock_as(&self, me: &Attachment, dead: Id) -> Result<(), Corrupted> {
+        self.check_owner(me)?;
+        me.count_released();
+        self.0.owner.store(dead.bits(), SeqCst);
+        if self.0.tail.load(SeqCst) != 0 {
+            return self.release_slow(me);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn check_owner(&self, me: &Attachment) -> Result<(), Corrupted> {
+        // Relaxed: it is this thread's own store, if all is well.
+        if Id::from_bits(self.0.owner.load(Relaxed)).plain() == me.id() {
+            Ok(())
+        } else {
+            Err(Corrupted("a lock that this thread holds names another owner"))
+        }
+    }
+
+    /// Hands over to the oldest living waiter.
+    #[cold]
+    fn grant_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
+        let granted = self.editing(me, |guard| {
+            guard.splice_dead()?;
+            let Some(oldest) = guard.oldest()? else {
+                self.0.owner.store(0, SeqCst);
+                return Ok(None);
+            };
+            // The hand-over: one store. Dying right behind it leaves an owner
+            // that watches this thread.
+            self.0.owner.store(oldest.id.bits(), SeqCst);
+            guard.unlink(oldest.index)?;
+            Ok(Some(oldest))
+        })?;
+        match granted {
+            Some(Oldest { index, state, .. }) => {
+                if let Some(row) = me.table().row(index) {
+                    wait::tell_granted(row, state);
+                }
+                Ok(())
+            }
+            None if self.0.tail.load(SeqCst) != 0 => self.release_slow(me),
+            None => Ok(()),
+        }
+    }
+
+    /// The lock is free, and somebody queued who may not know: tell the oldest
+    /// living waiter. Granting here would leave a waiter that watches this
+    /// thread, out of the queue and not yet awake.
+    #[cold]
+    fn release_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
+        let oldest = self.editing(me, |guard| {
+            guard.splice_dead()?;
+            guard.oldest()
+        })?;
+        match oldest {
+            Some(oldest) => wait::nudge(me.table(), oldest.index),
+            None => Ok(()),
+        }
+    }
+
+    /// Edits the queue as somebody who is not in it. While it does, its row
+    /// says where, for those who re-use the row if it dies.
+    fn editing<R>(
+        &self,
+        me: &Attachment,
+        edit: impl FnOnce(&QueueGuard) -> Result<R, Corrupted>,
+    ) -> Result<R, Corrupted> {
+        let lock = &me.row().lock;
+        lock.store(self.0.name_in(me.mapping()), SeqCst);
+        let result = edit(&QueueGuard::take(&self.0, me)?);
+        lock.store(0, SeqCst);
+        result
+    }
+}
+
+/// Takes the dead former user of `me`'s row out of the queue of the lock that
+/// its row names, where it may be a member, and may hold the guard.
+pub(crate) fn reclaim(me: &Attachment, lock: u64) -> Result<(), Corrupted> {
+    let words = LockWords::named(me.mapping(), lock)
+        .ok_or(Corrupted("a row names a lock that is not in the value"))?;
+    let guard = QueueGuard::take(words, me)?;
+    match guard.unlink(me.id().index())? {
+        Unlinked::Before(successor) => wait::nudge(me.table(), successor)?,
+        Unlinked::Last => {}
+        Unlinked::NotThere => {
+            if let Some(oldest) = guard.oldest()? {
+                wait::nudge(me.table(), oldest.index)?;
+            }
+        }
+    }
+    Ok(())
+}

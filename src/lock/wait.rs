@@ -1,0 +1,161 @@
+//! Spinning, sleeping, and the three ways to end another thread's sleep.
+//! The only caller of futex waits.
+
+use super::word::{Code, WaitState};
+use crate::memory::error::Corrupted;
+use crate::participant::attach::Attachment;
+use crate::participant::life::consult_witness;
+use crate::participant::table::{Row, Table};
+use crate::sys::atomic::{AtomicU32, Ordering::SeqCst};
+use crate::sys::clock::Deadline;
+use crate::sys::fault::{Fault, active};
+use crate::sys::futex::{self, Woken};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How often a sleeper looks for what the kernel does not tell.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How often a waiter looks at its state before it sleeps, where there is
+/// another CPU on which the state could change: a few microseconds, which is
+/// what a sleep and a wake would cost.
+const SPINS: u32 = 100;
+
+/// Whom a waiter watches: a participant's row, and its life word as it was when
+/// the participant was found alive.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watched {
+    pub(super) index: u32,
+    pub(super) life: u32,
+}
+
+/// How a sleep ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slept {
+    Look,
+    TimedOut,
+}
+
+/// How many spins are worth it on this machine.
+pub(super) fn spins() -> u32 {
+    static WORTH: OnceLock<u32> = OnceLock::new();
+    let several = || std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+    *WORTH.get_or_init(|| if several() { SPINS } else { 0 })
+}
+
+/// Spins until the state is no longer `Waiting`; `false` if it stays.
+pub(super) fn spin(row: &Row, waiting: WaitState) -> bool {
+    for _ in 0..spins() {
+        if row.state.load(SeqCst) != waiting.bits() {
+            return true;
+        }
+        core::hint::spin_loop();
+    }
+    false
+}
+
+/// Sleeps until `word` changes from `value` and somebody wakes it, or the
+/// watched thread dies, or the deadline passes. May end early.
+///
+/// While it sleeps the kernel knows whom it watches: if this thread is killed
+/// after it was the one to be told of a death, the next one is told.
+pub(super) fn sleep(
+    me: &Attachment,
+    (word, value): (&AtomicU32, u32),
+    watched: Watched,
+    deadline: Option<Deadline>,
+) -> Result<Slept, Corrupted> {
+    let table = me.table();
+    let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
+    let heartbeat = Deadline::after(HEARTBEAT);
+    let until = match (deadline, heartbeat) {
+        (Some(deadline), Some(heartbeat)) => deadline.min(heartbeat),
+        (None, Some(heartbeat)) => heartbeat,
+        (Some(deadline), None) => deadline,
+        (None, None) => return Err(Corrupted("the clock has run out")),
+    };
+    let slept = loop {
+        // In every round, because a robust pthread mutex that is used in a
+        // signal handler clears it.
+        if !active(Fault::NoRelay) {
+            me.publish_watch(Some((life, watched.life)));
+        }
+        match futex::wait_pair((word, value), (life, watched.life), until) {
+            Ok(Woken::Look) => break Ok(Slept::Look),
+            // EINTR: the place in the queue is kept, the deadline stands.
+            Ok(Woken::Signal | Woken::Poll) => {}
+            Ok(Woken::TimedOut) if deadline == Some(until) => break Ok(Slept::TimedOut),
+            Ok(Woken::TimedOut) => {
+                consult_witness(me.mapping(), watched.index, watched.life);
+                break Ok(Slept::Look);
+            }
+            Err(rustix::io::Errno::FAULT) => break Err(Corrupted("its file was truncated")),
+            // No memory in the kernel for the moment: try again.
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    if life.load(SeqCst) != watched.life {
+        // Before the kernel forgets that we watch.
+        table.relay(watched.index);
+    }
+    me.publish_watch(None);
+    slept
+}
+
+/// Sleeps as a waiter in a queue, unless there is something to look at.
+pub(super) fn park(
+    me: &Attachment,
+    waiting: WaitState,
+    watched: Watched,
+    deadline: Option<Deadline>,
+) -> Result<Slept, Corrupted> {
+    let state = &me.row().state;
+    let parked = waiting.with(Code::Parked);
+    let slept = if state.compare_exchange(waiting.bits(), parked.bits(), SeqCst, SeqCst).is_ok() {
+        sleep(me, (state, parked.bits()), watched, deadline)?
+    } else {
+        Slept::Look
+    };
+    rearm(me.row(), waiting);
+    Ok(slept)
+}
+
+/// From Parked or Nudged back to Waiting: the waiter looks again now, and what
+/// changes from here on changes the state. Granted stays.
+pub(super) fn rearm(row: &Row, waiting: WaitState) {
+    let granted = waiting.with(Code::Granted).bits();
+    let again = |now| (now != granted).then_some(waiting.bits());
+    let _ = row.state.fetch_update(SeqCst, SeqCst, again);
+}
+
+/// Has the waiter in row `index` look again. A nudge that meets a later wait of
+/// the row, or none, does no harm.
+pub(super) fn nudge(table: Table, index: u32) -> Result<(), Corrupted> {
+    let row = table.row(index).ok_or(Corrupted("a waiter's row is out of range"))?;
+    if active(Fault::NoNudge) {
+        return Ok(());
+    }
+    let nudged = row.state.fetch_update(SeqCst, SeqCst, |bits| {
+        let state = WaitState::from_bits(bits);
+        matches!(state.code(), Some(Code::Waiting | Code::Parked))
+            .then_some(state.with(Code::Nudged).bits())
+    });
+    if nudged.is_ok_and(|was| WaitState::from_bits(was).code() == Some(Code::Parked)) {
+        futex::wake_all(&row.state);
+    }
+    Ok(())
+}
+
+/// Tells the waiter in row `index` that it was served, if it is still in the
+/// wait `asked`: a late word must not reach a later wait.
+pub(super) fn tell_granted(row: &Row, asked: WaitState) {
+    let granted = row.state.fetch_update(SeqCst, SeqCst, |bits| {
+        let state = WaitState::from_bits(bits);
+        (state.same_round(asked) && state.code() != Some(Code::Granted))
+            .then_some(state.with(Code::Granted).bits())
+    });
+    let was_asleep = |was| WaitState::from_bits(was).code() == Some(Code::Parked);
+    if granted.is_ok_and(was_asleep) && !active(Fault::NoWake) {
+        futex::wake_all(&row.state);
+    }
+}

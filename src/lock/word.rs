@@ -1,0 +1,154 @@
+//! What a lock and a wait look like in memory.
+#![allow(unsafe_code)]
+
+use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
+use crate::memory::map::Mapping;
+use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering};
+use zerocopy::FromBytes;
+
+/// A lock: 16 bytes, of which all zero means unlocked.
+///
+/// | word | value | set by | cleared by |
+/// |---|---|---|---|
+/// | `owner` | id of the owner, with INHERITED if it took over from a dead one; 0 free | the new owner itself, or the old one when it hands over | the owner |
+/// | `tail` | row of the newest waiter, 0 no queue | who enqueues | who holds the guard |
+/// | `guard` | row of the thread that edits the queue, 0 none; bit 31 if somebody sleeps on it | that thread; by CAS over a dead one's | that thread |
+#[derive(FromBytes, Debug)]
+#[repr(C)]
+pub(crate) struct LockWords {
+    pub(crate) owner: AtomicU64,
+    pub(crate) tail: AtomicU32,
+    pub(crate) guard: AtomicU32,
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<LockWords>() == LOCK_SIZE && align_of::<LockWords>() == LOCK_ALIGN);
+    assert!(offset_of!(LockWords, owner) == 0 && offset_of!(LockWords, tail) == 8);
+    assert!(offset_of!(LockWords, guard) == 12);
+};
+
+impl LockWords {
+    /// An unlocked lock.
+    pub(crate) const fn new() -> Self {
+        Self { owner: AtomicU64::new(0), tail: AtomicU32::new(0), guard: AtomicU32::new(0) }
+    }
+
+    /// What a row's `lock` field calls this lock.
+    pub(super) fn name_in(&self, mapping: &Mapping) -> u64 {
+        let address = core::ptr::from_ref(self).addr();
+        let base = if mapping.is_shared() { mapping.base().addr() } else { 0 };
+        (address - base) as u64
+    }
+
+    /// The lock that a row of a segment calls `name`, if that can be one.
+    pub(super) fn named(mapping: &Mapping, name: u64) -> Option<&Self> {
+        let fits = mapping.layout().holds_lock(name);
+        // SAFETY: the 16 bytes lie inside the value, aligned; they may belong
+        // to something else than a lock if the segment is corrupted, but any
+        // bytes are `LockWords`, and a lock's bytes are only accessed
+        // atomically. (Bytes of the value that are not a lock's may be
+        // accessed otherwise: a corrupted segment can give garbage, as its
+        // value can anyway.)
+        (mapping.is_shared() && fits)
+            .then(|| unsafe { &*mapping.base().add(name as usize).cast::<Self>() })
+    }
+
+    /// The row of the thread that edits the queue, 0 for none.
+    pub(crate) fn guard_holder(&self) -> u32 {
+        guard_holder(self.guard.load(Ordering::SeqCst))
+    }
+}
+
+/// The bit of a guard word that says that somebody sleeps on it.
+pub(super) const GUARD_PARKED: u32 = 1 << 31;
+
+/// The row in a guard word.
+pub(super) const fn guard_holder(guard: u32) -> u32 {
+    guard & !GUARD_PARKED
+}
+
+/// A row's `state`: which wait of the row it is about, and how that stands.
+///
+/// ```text
+///  31           3 2    0
+/// +--------------+------+
+/// |    round     | code |
+/// +--------------+------+
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct WaitState(u32);
+
+/// How a wait stands. Only `Granted` says something for certain: its waiter
+/// owns the lock and is out of the queue. The others are hints to look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Code {
+    /// Awake, or about to look again. Set by the waiter.
+    Waiting = 1,
+    /// Asleep, or about to be: whoever changes it owes a wake. Set by the
+    /// waiter.
+    Parked = 2,
+    /// There is something to look at. Set by whoever changed something.
+    Nudged = 3,
+    /// Served. Set by the former owner.
+    Granted = 4,
+}
+
+impl WaitState {
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The code; `None` for a row that never waited, or garbage.
+    pub(crate) const fn code(self) -> Option<Code> {
+        match self.0 & 7 {
+            1 => Some(Code::Waiting),
+            2 => Some(Code::Parked),
+            3 => Some(Code::Nudged),
+            4 => Some(Code::Granted),
+            _ => None,
+        }
+    }
+
+    /// The same wait, standing otherwise.
+    pub(crate) const fn with(self, code: Code) -> Self {
+        Self(self.0 & !7 | code as u32)
+    }
+
+    /// The row's next wait.
+    pub(crate) const fn next_round(self) -> Self {
+        Self((self.0 & !7).wrapping_add(8)).with(Code::Waiting)
+    }
+
+    /// Whether both are about the same wait.
+    pub(crate) const fn same_round(self, other: Self) -> bool {
+        self.0 & !7 == other.0 & !7
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_and_codes_keep_apart() {
+        let mut state = WaitState::from_bits(0);
+        assert_eq!(state.code(), None);
+        for _ in 0..3 {
+            let next = state.next_round();
+            assert_eq!(next.code(), Some(Code::Waiting));
+            assert!(!next.same_round(state));
+            for code in [Code::Waiting, Code::Parked, Code::Nudged, Code::Granted] {
+                assert_eq!(next.with(code).code(), Some(code));
+                assert!(next.with(code).same_round(next));
+            }
+            state = next;
+        }
+        let last = WaitState::from_bits(u32::MAX).next_round();
+        assert_eq!(last.bits(), Code::Waiting as u32);
+    }
+}

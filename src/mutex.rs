@@ -1,0 +1,683 @@
+//! The mutex as its users see it.
+#![allow(unsafe_code)]
+
+use crate::lock::raw::{Acquired, Failed, RawMutex, reclaim};
+use crate::memory::error::Corrupted;
+use crate::participant::current::{Current, current};
+use crate::participant::id::Id;
+use crate::sys::clock::Deadline;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem;
+use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+use zerocopy::FromBytes;
+
+/// A mutual exclusion lock that processes can share: first in, first out, and
+/// inherited from owners that die.
+///
+/// It works wherever it lives. In a [`Segment`](crate::Segment) it is shared
+/// with every process that maps the segment; in a `static`, on the heap or on
+/// the stack it serves the threads of one process. (In memory that is shared by
+/// other means it would serve each process apart: put it into a segment.)
+///
+/// # Layout
+///
+/// 16 bytes for the lock, then `T`; all zero bytes are an unlocked mutex with a
+/// zeroed value. Any bytes at all are a `Mutex<T>` if any bytes are a `T`, so
+/// it can be a field of your own `#[derive(FromBytes)] #[repr(C)]` structs.
+///
+/// # Fork
+///
+/// After `fork` the child is a new participant. A lock in a segment that the
+/// parent held at that moment stays the parent's; the guard that was copied
+/// into the child panics if it is used, and releases nothing. A lock outside of
+/// every segment is copied too: what the parent's threads held is inherited in
+/// the child, whose other threads do not exist.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::Mutex;
+/// use std::thread;
+///
+/// static TOTAL: Mutex<u64> = Mutex::new(0);
+///
+/// thread::scope(|scope| {
+///     for _ in 0..4 {
+///         scope.spawn(|| *TOTAL.lock() += 1);
+///     }
+/// });
+/// assert_eq!(*TOTAL.lock(), 4);
+/// ```
+#[derive(FromBytes)]
+#[repr(C)]
+pub struct Mutex<T: ?Sized> {
+    raw: RawMutex,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the lock gives the value to one thread at a time, so sharing the
+// mutex moves access to the value between threads, as sending it would.
+unsafe impl<T: ?Sized + Send> Sync for Mutex<T> {}
+
+impl<T> Mutex<T> {
+    /// An unlocked mutex.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// static MUTEX: heirlock::Mutex<u32> = heirlock::Mutex::new(7);
+    /// assert_eq!(*MUTEX.lock(), 7);
+    /// ```
+    pub const fn new(value: T) -> Self {
+        Self { raw: RawMutex::new(), value: UnsafeCell::new(value) }
+    }
+
+    /// Gives the value back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// assert_eq!(heirlock::Mutex::new(7).into_inner(), 7);
+    /// ```
+    pub fn into_inner(self) -> T {
+        self.value.into_inner()
+    }
+}
+
+impl<T: ?Sized> Mutex<T> {
+    /// Waits its turn and takes the lock.
+    ///
+    /// Whoever began to wait first is served first. If the owner dies the head
+    /// of the queue takes over at once, and
+    /// [`MutexGuard::inherited`] tells it. A signal handler that runs meanwhile
+    /// does not change the place in the queue.
+    ///
+    /// # Panics
+    ///
+    /// If the calling thread holds the lock already (it would wait for itself
+    /// for ever); if it cannot join the segment (see
+    /// [`Segment::attach`](crate::Segment::attach), which returns that as an
+    /// error instead); if the segment is corrupted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let mutex = heirlock::Mutex::new(1);
+    /// *mutex.lock() += 1;
+    /// assert_eq!(*mutex.lock(), 2);
+    /// ```
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        let me = self.me();
+        match self.raw.lock(&me, None) {
+            Ok(acquired) => MutexGuard::new(self, me, acquired),
+            Err(failed) => fail(failed),
+        }
+    }
+
+    /// Takes the lock if nobody holds it and nobody waits for it.
+    ///
+    /// What a dead thread held is inherited, and the dead do not count as
+    /// waiting. It never waits for an owner; if threads have died in the queue
+    /// it may wait for another thread to finish an edit of the queue, which is
+    /// a matter of nanoseconds unless that thread is preempted or stopped.
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutex::lock`], but for a lock that the calling thread holds: then it
+    /// returns `None`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let mutex = heirlock::Mutex::new(());
+    /// let guard = mutex.try_lock().expect("nobody holds it");
+    /// assert!(mutex.try_lock().is_none());
+    /// # drop(guard);
+    /// ```
+    #[inline]
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        let me = self.me();
+        match self.raw.try_lock(&me) {
+            Ok(acquired) => Some(MutexGuard::new(self, me, acquired)),
+            Err(Failed::TimedOut | Failed::OwnedByCaller) => None,
+            Err(failed) => fail(failed),
+        }
+    }
+
+    /// Waits its turn and takes the lock, or gives up its place in the queue
+    /// after `timeout` (on `CLOCK_MONOTONIC`, which stands still while the
+    /// machine is suspended). A timeout of zero is a [`Mutex::try_lock`] that
+    /// goes through the queue; one too long to be represented is none.
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutex::lock`], but for a lock that the calling thread holds: then it
+    /// returns `None` when the time is over.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let mutex = heirlock::Mutex::new(());
+    /// let guard = mutex.try_lock_for(Duration::from_millis(1));
+    /// assert!(guard.is_some());
+    /// assert!(mutex.try_lock_for(Duration::from_millis(1)).is_none());
+    /// ```
+    pub fn try_lock_for(&self, timeout: Duration) -> Option<MutexGuard<'_, T>> {
+        let deadline = Deadline::after(timeout);
+        let me = self.me();
+        match self.raw.lock(&me, deadline) {
+            Ok(acquired) => Some(MutexGuard::new(self, me, acquired)),
+            Err(Failed::TimedOut) => None,
+            Err(Failed::OwnedByCaller) if deadline.is_some() => {
+                thread::sleep(timeout);
+                None
+            }
+            Err(failed) => fail(failed),
+        }
+    }
+
+    /// [`Mutex::try_lock_for`] until a point in time; one in the past acts as
+    /// a timeout of zero.
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutex::try_lock_for`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// let mutex = heirlock::Mutex::new(());
+    /// assert!(mutex.try_lock_until(Instant::now() + Duration::from_secs(1)).is_some());
+    /// ```
+    pub fn try_lock_until(&self, deadline: Instant) -> Option<MutexGuard<'_, T>> {
+        self.try_lock_for(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether somebody holds the lock, or died holding it and has no heir yet.
+    /// Out of date as soon as it is known.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let mutex = heirlock::Mutex::new(());
+    /// let guard = mutex.lock();
+    /// assert!(mutex.is_locked());
+    /// drop(guard);
+    /// assert!(!mutex.is_locked());
+    /// ```
+    pub fn is_locked(&self) -> bool {
+        !self.raw.owner().is_nobody()
+    }
+
+    /// The value, without locking: the exclusive borrow shows that nobody else
+    /// can have it.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let mut mutex = heirlock::Mutex::new(1);
+    /// *mutex.get_mut() = 2;
+    /// assert_eq!(*mutex.lock(), 2);
+    /// ```
+    pub fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
+    pub(crate) fn raw(&self) -> &RawMutex {
+        &self.raw
+    }
+
+    #[inline(always)]
+    fn me(&self) -> Current {
+        match current(core::ptr::from_ref(&self.raw).addr(), reclaim) {
+            Ok(me) => me,
+            Err(error) => cannot_attach(&error),
+        }
+    }
+}
+
+#[cold]
+fn cannot_attach(error: &crate::AttachError) -> ! {
+    panic!("heirlock: {error}")
+}
+
+#[cold]
+fn fail(failed: Failed) -> ! {
+    match failed {
+        Failed::OwnedByCaller => panic!(
+            "heirlock: this thread holds the lock already and would wait for itself for ever"
+        ),
+        Failed::Corrupted(corrupted) => panic!("heirlock: {corrupted}"),
+        Failed::TimedOut => unreachable!("a wait without a deadline ended at its deadline"),
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Mutex");
+        match self.try_lock() {
+            Some(guard) => debug.field("value", &&*guard),
+            None => debug.field("value", &format_args!("<locked>")),
+        };
+        debug.finish()
+    }
+}
+
+impl<T: Default> Default for Mutex<T> {
+    fn default() -> Self {
+        Self::new(T::default())
+    }
+}
+
+impl<T> From<T> for Mutex<T> {
+    fn from(value: T) -> Self {
+        Self::new(value)
+    }
+}
+
+/// An owner that died holding a lock, as its heir is told.
+///
+/// The numbers are as its own PID namespace counts them. They are 0 if the
+/// dead thread's row has had 32 other users before anybody took the lock.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::{Mutex, MutexGuard};
+/// static LOCK: Mutex<u32> = Mutex::new(0);
+///
+/// // A thread that ends without releasing is a dead owner, too.
+/// std::thread::spawn(|| std::mem::forget(LOCK.lock())).join().unwrap();
+///
+/// let guard = LOCK.lock();
+/// let dead = MutexGuard::inherited(&guard).expect("the owner is gone");
+/// assert_eq!(dead.pid(), std::process::id());
+/// drop(guard);
+/// assert!(MutexGuard::inherited(&LOCK.lock()).is_none());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadOwner {
+    id: Id,
+    pid: u32,
+    tid: u32,
+    pid_namespace: u64,
+    noticed: SystemTime,
+    name: [u8; 16],
+    /// Whether the heir was unwinding already when it was told.
+    unwinding: bool,
+}
+
+impl DeadOwner {
+    #[cold]
+    fn find(me: &Current, id: Id) -> Self {
+        let identity = me.identity(id);
+        Self {
+            id,
+            pid: identity.pid,
+            tid: identity.tid,
+            pid_namespace: identity.pid_namespace,
+            noticed: SystemTime::now(),
+            name: identity.name,
+            unwinding: thread::panicking(),
+        }
+    }
+
+    /// The ID of its process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The ID of its thread.
+    pub fn tid(&self) -> u32 {
+        self.tid
+    }
+
+    /// The PID namespace in which those count: the inode of `/proc/PID/ns/pid`,
+    /// 0 where `/proc` did not tell.
+    pub fn pid_namespace(&self) -> u64 {
+        self.pid_namespace
+    }
+
+    /// The name of its thread when it joined the segment: at most 15 bytes.
+    pub fn thread_name(&self) -> String {
+        crate::segment::display_name(&self.name)
+    }
+
+    /// When the heir took over.
+    pub fn noticed(&self) -> SystemTime {
+        self.noticed
+    }
+}
+
+impl fmt::Display for DeadOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "thread {} \"{}\" of process {}", self.tid, self.thread_name(), self.pid)
+    }
+}
+
+/// A lock that is held; the value-independent part of a guard.
+struct Held<'a> {
+    raw: &'a RawMutex,
+    me: Current,
+    inherited: Option<DeadOwner>,
+}
+
+impl<'a> Held<'a> {
+    #[inline(always)]
+    fn new(raw: &'a RawMutex, me: Current, acquired: Acquired) -> Self {
+        Self { raw, me, inherited: Self::inherited_by(&me, acquired) }
+    }
+
+    #[inline(always)]
+    fn inherited_by(me: &Current, acquired: Acquired) -> Option<DeadOwner> {
+        match acquired {
+            Acquired::Released => None,
+            Acquired::Inherited(dead) => Some(DeadOwner::find(me, dead)),
+        }
+    }
+
+    #[inline(always)]
+    fn check_process(&self) {
+        if !self.me.is_of_this_process() {
+            copied_guard();
+        }
+    }
+
+    #[inline(always)]
+    fn release(&self) {
+        let released = match &self.inherited {
+            None => self.raw.unlock(&self.me),
+            Some(dead) if thread::panicking() && !dead.unwinding => {
+                self.raw.unlock_as(&self.me, dead.id)
+            }
+            Some(_) => self.raw.unlock(&self.me),
+        };
+        if let Err(corrupted) = released {
+            release_failed(corrupted);
+        }
+    }
+
+    /// Runs `f` while the lock is released; takes it again also on unwinding.
+    fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        struct Again<'h, 'a>(&'h mut Held<'a>);
+        impl Drop for Again<'_, '_> {
+            fn drop(&mut self) {
+                match self.0.raw.lock(&self.0.me, None) {
+                    Ok(acquired) => {
+                        self.0.inherited = Held::inherited_by(&self.0.me, acquired);
+                    }
+                    Err(failed) => fail(failed),
+                }
+            }
+        }
+        self.check_process();
+        self.release();
+        self.inherited = None;
+        let again = Again(self);
+        let result = f();
+        drop(again);
+        result
+    }
+}
+
+impl Drop for Held<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // A guard that fork copied into a child holds nothing.
+        if self.me.is_of_this_process() {
+            self.release();
+        }
+    }
+}
+
+#[cold]
+fn copied_guard() -> ! {
+    panic!("heirlock: this guard was copied by fork; the parent holds the lock, not the child")
+}
+
+#[cold]
+fn release_failed(corrupted: Corrupted) {
+    // A second panic would abort, and say less than the first.
+    if !thread::panicking() {
+        panic!("heirlock: {corrupted}");
+    }
+}
+
+/// A held lock; dropping it, also by unwinding, releases the lock. It derefs to
+/// the value and stays on its thread.
+///
+/// # Leaks
+///
+/// A guard that is forgotten (`mem::forget`) leaves the lock held until the
+/// thread ends, and then the next in line inherits it. For this to be sound no
+/// reference to the value may outlive the thread: do not leak a *boxed* guard
+/// and send what it derefs to elsewhere (`Box::leak(Box::new(guard))`), which
+/// the compiler cannot forbid. [`MutexGuard::leak`] is made for that.
+///
+/// ```compile_fail
+/// let mutex = heirlock::Mutex::new(());
+/// let guard = mutex.lock();
+/// std::thread::scope(|scope| {
+///     scope.spawn(move || drop(guard)); // error: cannot be sent
+/// });
+/// ```
+#[must_use = "a guard that is dropped at once releases the lock at once"]
+pub struct MutexGuard<'a, T: ?Sized> {
+    held: Held<'a>,
+    mutex: &'a Mutex<T>,
+}
+
+// SAFETY: a shared guard gives shared access to the value and nothing else.
+unsafe impl<T: ?Sized + Sync> Sync for MutexGuard<'_, T> {}
+
+impl<'a, T: ?Sized> MutexGuard<'a, T> {
+    #[inline(always)]
+    fn new(mutex: &'a Mutex<T>, me: Current, acquired: Acquired) -> Self {
+        Self { held: Held::new(&mutex.raw, me, acquired), mutex }
+    }
+
+    /// Who died holding the lock, if this guard's owner took it over.
+    ///
+    /// Each death is told to one owner: the heir. If the heir dies too, or
+    /// panics, before it releases, the next owner is told again (of the heir's
+    /// death in the one case, of the first one's in the other).
+    ///
+    /// # Examples
+    ///
+    /// See [`DeadOwner`].
+    pub fn inherited(this: &Self) -> Option<DeadOwner> {
+        this.held.inherited
+    }
+
+    /// Narrows the guard to a part of the value.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, MutexGuard};
+    /// let mutex = Mutex::new((1, 2));
+    /// let mut second = MutexGuard::map(mutex.lock(), |pair| &mut pair.1);
+    /// *second = 3;
+    /// drop(second);
+    /// assert_eq!(*mutex.lock(), (1, 3));
+    /// ```
+    pub fn map<U: ?Sized>(
+        mut this: Self,
+        part: impl FnOnce(&mut T) -> &mut U,
+    ) -> MappedMutexGuard<'a, U> {
+        let value = NonNull::from(part(&mut this));
+        MappedMutexGuard { held: this.held, value, _borrow: PhantomData }
+    }
+
+    /// Releases the lock, runs `f`, and waits its turn for the lock again. The
+    /// guard then tells of what it inherited the second time.
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutex::lock`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, MutexGuard};
+    /// let mutex = Mutex::new(1);
+    /// let mut guard = mutex.lock();
+    /// MutexGuard::unlocked(&mut guard, || *mutex.lock() += 1);
+    /// assert_eq!(*guard, 2);
+    /// ```
+    pub fn unlocked<R>(this: &mut Self, f: impl FnOnce() -> R) -> R {
+        this.held.unlocked(f)
+    }
+
+    /// Lets those go first who wait, if there are any: releases the lock and
+    /// waits its turn for it again.
+    ///
+    /// # Panics
+    ///
+    /// As [`Mutex::lock`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// let mutex = heirlock::Mutex::new(1);
+    /// let mut guard = mutex.lock();
+    /// heirlock::MutexGuard::bump(&mut guard);
+    /// assert_eq!(*guard, 1);
+    /// ```
+    pub fn bump(this: &mut Self) {
+        if this.mutex.raw.has_queue() {
+            this.held.unlocked(|| ());
+        }
+    }
+
+    /// Keeps the lock for as long as the process lives, even when the thread
+    /// ends before (unlike `mem::forget`, see the type's documentation): the
+    /// reference may be sent elsewhere.
+    ///
+    /// In a segment the lock is inherited when the process has ended: at once
+    /// if the thread lived until then, else within two seconds.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// static LOCK: heirlock::Mutex<u32> = heirlock::Mutex::new(0);
+    /// let value: &'static mut u32 = heirlock::MutexGuard::leak(LOCK.lock());
+    /// std::thread::spawn(move || *value = 1).join().unwrap();
+    /// assert!(LOCK.is_locked());
+    /// ```
+    pub fn leak(this: Self) -> &'a mut T {
+        this.held.check_process();
+        let value = this.mutex.value.get();
+        this.held.me.outlive_thread();
+        mem::forget(this);
+        // SAFETY: the lock is held and, without the guard, never released
+        // while this process lives, so nobody else has access meanwhile; the
+        // value lives as long as the mutex, for 'a.
+        unsafe { &mut *value }
+    }
+}
+
+impl<T: ?Sized> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        self.held.check_process();
+        // SAFETY: the lock is held by this thread, in this process.
+        unsafe { &*self.mutex.value.get() }
+    }
+}
+
+impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        self.held.check_process();
+        // SAFETY: the lock is held by this thread, in this process, and the
+        // guard is borrowed exclusively.
+        unsafe { &mut *self.mutex.value.get() }
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: ?Sized + fmt::Display> fmt::Display for MutexGuard<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// A held lock of which a part of the value is seen; see [`MutexGuard::map`].
+#[must_use = "a guard that is dropped at once releases the lock at once"]
+pub struct MappedMutexGuard<'a, U: ?Sized> {
+    held: Held<'a>,
+    value: NonNull<U>,
+    _borrow: PhantomData<&'a mut U>,
+}
+
+// SAFETY: a shared guard gives shared access to the value and nothing else.
+unsafe impl<U: ?Sized + Sync> Sync for MappedMutexGuard<'_, U> {}
+
+impl<'a, U: ?Sized> MappedMutexGuard<'a, U> {
+    /// Who died holding the lock; see [`MutexGuard::inherited`].
+    pub fn inherited(this: &Self) -> Option<DeadOwner> {
+        this.held.inherited
+    }
+
+    /// Narrows the guard further.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{MappedMutexGuard, Mutex, MutexGuard};
+    /// let mutex = Mutex::new([(1, 2), (3, 4)]);
+    /// let pair = MutexGuard::map(mutex.lock(), |pairs| &mut pairs[1]);
+    /// let first = MappedMutexGuard::map(pair, |pair| &mut pair.0);
+    /// assert_eq!(*first, 3);
+    /// ```
+    pub fn map<V: ?Sized>(
+        mut this: Self,
+        part: impl FnOnce(&mut U) -> &mut V,
+    ) -> MappedMutexGuard<'a, V> {
+        let value = NonNull::from(part(&mut this));
+        MappedMutexGuard { held: this.held, value, _borrow: PhantomData }
+    }
+}
+
+impl<U: ?Sized> Deref for MappedMutexGuard<'_, U> {
+    type Target = U;
+
+    #[inline]
+    fn deref(&self) -> &U {
+        self.held.check_process();
+        // SAFETY: a part of the value, and the lock is held by this thread, in
+        // this process.
+        unsafe { self.value.as_ref() }
+    }
+}
+
+impl<U: ?Sized> DerefMut for MappedMutexGuard<'_, U> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut U {
+        self.held.check_process();
+        // SAFETY: as in `deref`, and the guard is borrowed exclusively.
+        unsafe { self.value.as_mut() }
+    }
+}
+
+impl<U: ?Sized + fmt::Debug> fmt::Debug for MappedMutexGuard<'_, U> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

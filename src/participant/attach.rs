@@ -1,0 +1,431 @@
+//! Joining a segment, leaving it, and re-using the row of a dead thread.
+#![allow(unsafe_code)]
+
+use super::id::{Id, next_generation};
+use super::life::{consult_witness, witness_byte};
+use super::table::{Identity, Row, Table};
+use crate::memory::error::Corrupted;
+use crate::memory::map::Mapping;
+use crate::memory::registry;
+use crate::sys::atomic::{AtomicU32, Ordering};
+use crate::sys::robust_list::{DIED, Node, OWNER_DIED, RobustList, TID_MASK, WAITERS};
+use crate::sys::{ofd_lock, process, shm};
+use core::cell::Cell;
+use core::ptr::NonNull;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+/// Why a thread could not join a segment.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// Every row belongs to a living thread.
+    Full {
+        /// How many rows there are.
+        capacity: u32,
+    },
+    /// The operating system refused a step; `ENOSPC` means that the file system
+    /// of the segment (`/dev/shm`, say) is full.
+    Io {
+        /// The step, for example `"reserve a page"`.
+        step: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The segment holds what no participant can have written.
+    Corrupted {
+        /// What it was that could not be.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full { capacity } => write!(
+                f,
+                "all {capacity} rows of the segment belong to living threads; \
+                 create it with a larger Options::capacity"
+            ),
+            Self::Io { step, source } => write!(f, "cannot {step} to join the segment: {source}"),
+            Self::Corrupted { what } => Corrupted(what).fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AttachError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<Corrupted> for AttachError {
+    fn from(corrupted: Corrupted) -> Self {
+        Self::Corrupted { what: corrupted.0 }
+    }
+}
+
+fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> AttachError {
+    move |source| AttachError::Io { step, source }
+}
+
+/// Takes the dead thread, whose row the attachment now has, out of the queue of
+/// the lock that it was busy with. Handed down from the floor above.
+pub(crate) type Reclaim = fn(&Attachment, lock: u64) -> Result<(), Corrupted>;
+
+/// The calling thread's place on its robust list.
+#[derive(Debug)]
+struct Enlisted {
+    list: RobustList,
+    node: NonNull<Node>,
+    /// Where the node lives; in private memory it lives in the mapping.
+    _pair: Option<shm::PagePair>,
+}
+
+/// A thread's row in a segment. It stays on its thread, in a box.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    id: Id,
+    tid: u32,
+    /// How many forks the process had seen; see [`registry::forks`].
+    forks: u32,
+    /// How many locks the thread holds here.
+    held: Cell<u32>,
+    /// Set when the thread gave away what it holds to its process.
+    outlives_thread: Cell<bool>,
+    /// Set when the thread met corruption half-way through an operation.
+    broken: Cell<bool>,
+    enlisted: Option<Enlisted>,
+    mapping: Arc<Mapping>,
+}
+
+impl Attachment {
+    #[inline(always)]
+    pub(crate) fn id(&self) -> Id {
+        self.id
+    }
+
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    pub(crate) fn table(&self) -> Table<'_> {
+        Table::new(&self.mapping)
+    }
+
+    pub(crate) fn row(&self) -> &Row {
+        self.table().row(self.id.index()).expect("the own row was checked at attach")
+    }
+
+    /// Whether it belongs to this process, not to the one that it was forked
+    /// from.
+    #[inline(always)]
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.forks == registry::forks()
+    }
+
+    #[inline(always)]
+    pub(crate) fn count_acquired(&self) {
+        self.held.set(self.held.get() + 1);
+    }
+
+    #[inline(always)]
+    pub(crate) fn count_released(&self) {
+        self.held.set(self.held.get() - 1);
+    }
+
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.held.get() == 0
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
+    pub(crate) fn mark_broken(&self) {
+        self.broken.set(true);
+    }
+
+    /// What the thread holds, it holds for its process: the end of the thread
+    /// is not its death.
+    pub(crate) fn outlive_thread(&self) {
+        self.outlives_thread.set(true);
+    }
+
+    /// Whether a life word belongs to this thread, or to one that has the same
+    /// TID in another PID namespace.
+    pub(crate) fn looks_like_own_life(&self, life: u32) -> bool {
+        life & TID_MASK == self.tid
+    }
+
+    /// Has the kernel wake another sleeper on the life word of row `index` if
+    /// this thread is killed after it consumed the one wake that a death
+    /// gives; `None` ends that.
+    ///
+    /// `life` is the word's value as watched. If it holds this very TID (in
+    /// another PID namespace) nothing is published: the kernel would take that
+    /// thread for us and mark it dead.
+    pub(crate) fn publish_watch(&self, watched: Option<(&AtomicU32, u32)>) {
+        let Some(enlisted) = &self.enlisted else { return };
+        match watched {
+            Some((_, life)) if self.looks_like_own_life(life) => {}
+            Some((word, _)) => enlisted.list.set_pending(Some(word)),
+            None => enlisted.list.set_pending(None),
+        }
+    }
+
+    /// Who the participant `id` was; all zero where its row has been used too
+    /// often since.
+    pub(crate) fn identity(&self, id: Id) -> Identity {
+        self.table().identity(id).unwrap_or_default()
+    }
+
+    fn life(&self) -> &AtomicU32 {
+        self.mapping.life_word(self.id.index())
+    }
+
+    /// Leaves the segment. The thread holds no lock in it and is not inside
+    /// any operation on one.
+    pub(crate) fn detach(self) {
+        debug_assert!(self.holds_nothing() && self.is_of_this_process());
+        let index = self.id.index();
+        let life = self.life();
+        let _registry = registry::lock();
+        // At each point in between the word is alive and on the list, or
+        // alive and pending, or 0: a kill never leaves it alive for good.
+        if let Some(Enlisted { list, node, .. }) = &self.enlisted {
+            list.set_pending(Some(life));
+            // SAFETY: `attach` linked it, on this thread, once.
+            unsafe { list.unlink(*node) };
+        }
+        // Release: whoever re-uses the row sees all that was done under it.
+        life.store(0, Ordering::Release);
+        if let Some(Enlisted { list, .. }) = &self.enlisted {
+            list.set_pending(None);
+        }
+        release_claim(&self.mapping, index);
+    }
+
+    /// Leaves at the end of the thread, which may hold locks: then the row
+    /// stays until the kernel has marked it, and those who wait inherit.
+    pub(crate) fn leave_at_thread_end(self: Box<Self>) {
+        if self.holds_nothing() && !self.is_broken() {
+            return self.detach();
+        }
+        if self.outlives_thread.get() {
+            // The life word stays alive; the OFD lock, which goes with the
+            // process, is the one witness left.
+            if let Some(Enlisted { list, node, .. }) = &self.enlisted {
+                // SAFETY: `attach` linked it, on this thread, once.
+                unsafe { list.unlink(*node) };
+            }
+        } else if self.enlisted.is_none() {
+            // No kernel will mark it: this is the last chance to say so.
+            self.life().store(DIED, Ordering::Release);
+            self.table().relay(self.id.index());
+            let _registry = registry::lock();
+            release_claim(&self.mapping, self.id.index());
+        }
+        // The node must stay mapped until the kernel has walked the list, and
+        // a guard in another thread-local may still point here.
+        std::mem::forget(self);
+    }
+}
+
+/// A claim to a row: its OFD lock in a file, the registry's lock in memory of
+/// this process alone. Given back if the attach fails.
+struct Claim<'m> {
+    mapping: &'m Mapping,
+    index: u32,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        release_claim(self.mapping, self.index);
+    }
+}
+
+fn release_claim(mapping: &Mapping, index: u32) {
+    if mapping.is_shared() {
+        mapping.note_claim(index, false);
+        if let Some(fd) = mapping.witness() {
+            ofd_lock::unlock(fd, witness_byte(index));
+        }
+    }
+}
+
+/// Finds a row that nobody uses and claims it.
+fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
+    let table = Table::new(mapping);
+    let used = mapping.rows();
+    for index in 1..=used {
+        let life = mapping.life_word(index).load(Ordering::Acquire);
+        let free = life == 0 || life & OWNER_DIED != 0;
+        if free && may_reuse(table, index, life, tid) && try_claim(mapping, index)? {
+            return Ok(Claim { mapping, index });
+        }
+    }
+    for index in used + 1..=table.capacity() {
+        if try_claim(mapping, index)? {
+            let claim = Claim { mapping, index };
+            reserve_life_page(mapping, index)?;
+            return Ok(claim);
+        }
+    }
+    // All rows look alive. Deaths that the kernel did not mark show here.
+    for index in 1..=used {
+        let life = mapping.life_word(index).load(Ordering::Acquire);
+        if consult_witness(mapping, index, life)
+            && may_reuse(table, index, DIED, tid)
+            && try_claim(mapping, index)?
+        {
+            return Ok(Claim { mapping, index });
+        }
+    }
+    Err(AttachError::Full { capacity: table.capacity() })
+}
+
+/// Whether a row that is not in use may be used by thread `tid`.
+fn may_reuse(table: Table, index: u32, life: u32, tid: u32) -> bool {
+    let Some(row) = table.row(index) else { return false };
+    if life == 0 {
+        return true;
+    }
+    // A sleeper that missed the death must see the life word differ.
+    let last = Id::new(index, row.generation.load(Ordering::Acquire));
+    if table.identity(last).is_some_and(|identity| identity.tid == tid) {
+        return false;
+    }
+    // In private memory `lock` is an address, perhaps of a stack that is gone
+    // (the other threads of a process that forked). Such a row stays dead, and
+    // linked, until a waiter for the lock splices it.
+    table.is_shared() || row.lock.load(Ordering::Acquire) == 0
+}
+
+fn try_claim(mapping: &Mapping, index: u32) -> Result<bool, AttachError> {
+    // A row that this process has claimed already is one whose thread died
+    // without leaving: the claim passes on.
+    if !mapping.is_shared() || mapping.claimed_here(index) {
+        return Ok(true);
+    }
+    let fd = mapping.open_witness().map_err(io_error("open a second descriptor"))?;
+    let claimed = ofd_lock::try_lock(fd, witness_byte(index)).map_err(io_error("lock a row"))?;
+    if claimed {
+        mapping.note_claim(index, true);
+    }
+    Ok(claimed)
+}
+
+fn reserve_life_page(mapping: &Mapping, index: u32) -> Result<(), AttachError> {
+    let layout = mapping.layout();
+    if let Some(fd) = mapping.file() {
+        shm::reserve(fd, layout.life_page(index) as u64, layout.page_size as u64)
+            .map_err(io_error("reserve a page"))?;
+    }
+    // Release pairs with the Acquire in `Mapping::rows`: a row below the mark
+    // has its page.
+    mapping.header().rows.fetch_max(index, Ordering::Release);
+    Ok(())
+}
+
+fn enlist(mapping: &Mapping, index: u32) -> Result<Option<Enlisted>, AttachError> {
+    let Some(list) = RobustList::of_this_thread() else { return Ok(None) };
+    let layout = mapping.layout();
+    let pair = match mapping.file() {
+        Some(fd) => Some(
+            shm::PagePair::map(fd, layout.life_page(index) as u64, layout.page_size)
+                .map_err(io_error("map a page"))?,
+        ),
+        None => None,
+    };
+    let node = match &pair {
+        Some(pair) => pair.private(),
+        None => {
+            let end = layout.life_page(index) + layout.page_size;
+            // SAFETY: private memory has one page more than the layout, so the
+            // byte behind the last life page is inside.
+            unsafe { NonNull::new_unchecked(mapping.base().add(end)) }
+        }
+    };
+    Ok(Some(Enlisted { list, node: node.cast(), _pair: pair }))
+}
+
+/// What stays the same for all threads of a process.
+fn process_identity() -> Identity {
+    static CACHE: OnceLock<Identity> = OnceLock::new();
+    let read = || Identity {
+        pid: process::pid(),
+        pid_namespace: process::pid_namespace(),
+        start_time: process::start_time(),
+        ..Identity::default()
+    };
+    let cached = CACHE.get_or_init(read);
+    // A forked child finds its parent's.
+    if cached.pid == process::pid() { cached.clone() } else { read() }
+}
+
+/// Joins the segment as a new participant.
+pub(crate) fn attach(
+    mapping: &Arc<Mapping>,
+    reclaim: Reclaim,
+) -> Result<Box<Attachment>, AttachError> {
+    let tid = process::tid();
+    let identity = Identity { tid, name: process::thread_name(), ..process_identity() };
+    let registry = registry::lock();
+    let claim = claim(mapping, tid)?;
+    let index = claim.index;
+    let table = Table::new(mapping);
+    let row = table.row(index).ok_or(Corrupted("a claimed row is out of range"))?;
+    let enlisted = enlist(mapping, index)?;
+
+    // From here on nothing fails. The generation changes before the life word
+    // comes alive: see `Table::fate`.
+    let generation = next_generation(row.generation.load(Ordering::Relaxed));
+    row.generation.store(generation, Ordering::Release);
+    let id = Id::new(index, generation);
+    table.write_identity(id, &identity);
+    let life = mapping.life_word(index);
+    if let Some(Enlisted { list, .. }) = &enlisted {
+        list.set_pending(Some(life));
+    }
+    life.store(tid | WAITERS, Ordering::Release);
+    if let Some(Enlisted { list, node, .. }) = &enlisted {
+        // SAFETY: the node is writable memory of this process, 24 bytes behind
+        // a mapping of the life word, new or of a dead thread, so on no list;
+        // it stays mapped until `detach`, or for good.
+        unsafe { list.link(*node) };
+        list.set_pending(None);
+    }
+    std::mem::forget(claim);
+    drop(registry);
+
+    let attachment = Box::new(Attachment {
+        id,
+        tid,
+        forks: registry::forks(),
+        held: Cell::new(0),
+        outlives_thread: Cell::new(false),
+        broken: Cell::new(false),
+        enlisted,
+        mapping: Arc::clone(mapping),
+    });
+    // The thread to whom the kernel gave the death notice may have died too;
+    // as the word has a TID again the kernel no longer passes it on.
+    table.relay(index);
+    let lock = row.lock.load(Ordering::Acquire);
+    if lock != 0 {
+        if let Err(corrupted) = reclaim(&attachment, lock) {
+            attachment.mark_broken();
+            attachment.leave_at_thread_end();
+            return Err(corrupted.into());
+        }
+        row.lock.store(0, Ordering::Release);
+    }
+    // Somebody may have begun to watch the row before it was unlinked.
+    table.relay(index);
+    Ok(attachment)
+}

@@ -1,0 +1,197 @@
+//! Which row the calling thread has in the segment around an address.
+#![allow(unsafe_code)]
+
+use super::attach::{AttachError, Attachment, Reclaim, attach};
+use crate::memory::map::Mapping;
+use crate::memory::registry::{self, Found};
+use core::cell::{Cell, RefCell};
+use core::mem::ManuallyDrop;
+use core::ops::{Deref, Range};
+use core::ptr::NonNull;
+use std::sync::Arc;
+
+/// The calling thread's attachment to some segment. It stays on its thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Current(NonNull<Attachment>);
+
+impl Deref for Current {
+    type Target = Attachment;
+
+    #[inline(always)]
+    fn deref(&self) -> &Attachment {
+        // SAFETY: an attachment is freed by its own thread alone: at the
+        // thread's end, or in `prune`, and in both cases only if it holds no
+        // lock. A `Current` lives in a guard, whose lock is held, or in an
+        // operation on a lock that lies in the segment, which is therefore
+        // open; `prune` leaves open segments alone. In a forked child the
+        // parent's attachments are leaked.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+/// The answer to the last look-up.
+#[derive(Clone, Copy)]
+struct Hot {
+    start: usize,
+    len: usize,
+    epoch: u32,
+    attachment: Option<NonNull<Attachment>>,
+}
+
+const COLD: Hot = Hot { start: 0, len: 0, epoch: 0, attachment: None };
+
+/// An attachment and the addresses for which it is the answer.
+struct Entry {
+    range: Range<usize>,
+    /// In which epoch that was found; `None` if it holds for as long as the
+    /// attachment, which keeps its mapping where it is.
+    epoch: Option<u32>,
+    attachment: NonNull<Attachment>,
+}
+
+thread_local! {
+    static HOT: Cell<Hot> = const { Cell::new(COLD) };
+
+    /// All attachments of the thread. Without a destructor, so that it works
+    /// in the destructors of other thread-locals; `LEAVE` empties it.
+    static ALL: ManuallyDrop<RefCell<Vec<Entry>>> =
+        const { ManuallyDrop::new(RefCell::new(Vec::new())) };
+
+    static LEAVE: Leave = const { Leave };
+}
+
+/// Leaves every segment when the thread ends. What attaches later, in the
+/// destructors of other thread-locals, stays until the kernel marks it.
+struct Leave;
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        HOT.set(COLD);
+        let entries = ALL.with(|all| all.take());
+        for entry in entries {
+            // SAFETY: the entries own their attachments, and both places that
+            // hand them out have just been emptied; a `Current` in a guard
+            // that outlives this keeps `held` above 0, and then the memory is
+            // not freed.
+            let attachment = unsafe { Box::from_raw(entry.attachment.as_ptr()) };
+            if attachment.is_of_this_process() {
+                attachment.leave_at_thread_end();
+            } else {
+                std::mem::forget(attachment);
+            }
+        }
+    }
+}
+
+/// The calling thread's attachment to the segment around `address`, or to the
+/// process-private one; joins at the first need.
+#[inline(always)]
+pub(crate) fn current(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
+    let hot = HOT.get();
+    if let Some(attachment) = hot.attachment
+        && address.wrapping_sub(hot.start) < hot.len
+        && hot.epoch == registry::epoch()
+    {
+        return Ok(Current(attachment));
+    }
+    look_up(address, reclaim)
+}
+
+#[cold]
+fn look_up(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
+    prune();
+    let epoch = registry::epoch();
+    let known = ALL.with(|all| {
+        let all = all.borrow();
+        let hit = |entry: &&Entry| {
+            entry.range.contains(&address) && entry.epoch.is_none_or(|valid| valid == epoch)
+        };
+        all.iter().find(hit).map(|entry| (entry.range.clone(), entry.attachment))
+    });
+    let (range, attachment) = match known {
+        Some(known) => known,
+        None => join(address, epoch, reclaim)?,
+    };
+    HOT.set(Hot {
+        start: range.start,
+        len: range.end - range.start,
+        epoch,
+        attachment: Some(attachment),
+    });
+    Ok(Current(attachment))
+}
+
+fn join(
+    address: usize,
+    epoch: u32,
+    reclaim: Reclaim,
+) -> Result<(Range<usize>, NonNull<Attachment>), AttachError> {
+    let found = registry::lock().find(address, Mapping::private);
+    let found = found.map_err(|source| AttachError::Io { step: "map private memory", source })?;
+    let (mapping, range, epoch) = match found {
+        Found::Shared(mapping) => {
+            let range = mapping.range();
+            (mapping, range, None)
+        }
+        Found::Private(mapping, gap) => (mapping, gap, Some(epoch)),
+    };
+    let attached = ALL.with(|all| {
+        let mut all = all.borrow_mut();
+        let entry = all.iter_mut().find(|entry| Arc::ptr_eq(mapping_of(entry), &mapping))?;
+        entry.range = range.clone();
+        entry.epoch = epoch;
+        Some(entry.attachment)
+    });
+    let attachment = match attached {
+        Some(attachment) => attachment,
+        None => {
+            let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim)?));
+            let entry = Entry { range: range.clone(), epoch, attachment };
+            ALL.with(|all| all.borrow_mut().push(entry));
+            // Registers the destructor; fails where it has run.
+            let _ = LEAVE.try_with(|_| ());
+            attachment
+        }
+    };
+    Ok((range, attachment))
+}
+
+fn mapping_of(entry: &Entry) -> &Arc<Mapping> {
+    // SAFETY: entries own their attachments.
+    unsafe { entry.attachment.as_ref() }.mapping()
+}
+
+/// Drops the attachments that are no longer of use: to segments that nobody in
+/// the process has open, and, in a forked child, those of its parent.
+pub(crate) fn prune() {
+    let gone: Vec<Entry> = ALL.with(|all| {
+        let stale = |entry: &mut Entry| {
+            // SAFETY: entries own their attachments.
+            let attachment = unsafe { entry.attachment.as_ref() };
+            !attachment.is_of_this_process()
+                || attachment.mapping().is_shared()
+                    && !attachment.mapping().is_open()
+                    && attachment.holds_nothing()
+                    && !attachment.is_broken()
+        };
+        let mut all = all.borrow_mut();
+        if all.iter_mut().any(stale) { all.extract_if(.., stale).collect() } else { Vec::new() }
+    });
+    for entry in gone {
+        HOT.set(COLD);
+        // SAFETY: the entry owned it, and is gone; nothing else refers to it:
+        // it holds no lock, and its segment is closed, or it is the parent's,
+        // and then it is leaked for the sake of copied guards.
+        let attachment = unsafe { Box::from_raw(entry.attachment.as_ptr()) };
+        if attachment.is_of_this_process() {
+            attachment.detach();
+        } else {
+            std::mem::forget(attachment);
+        }
+    }
+}
+
+/// The row of the calling thread in `mapping`, joining at the first need.
+pub(crate) fn current_in(mapping: &Mapping, reclaim: Reclaim) -> Result<Current, AttachError> {
+    current(mapping.value().addr(), reclaim)
+}

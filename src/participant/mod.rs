@@ -1,0 +1,10 @@
+//! Who takes part: threads with a row in a segment, and the two witnesses of
+//! their deaths.
+//!
+//! Imports the floor below (`memory`) and the kernel; knows no lock.
+
+pub(crate) mod attach;
+pub(crate) mod current;
+pub(crate) mod id;
+pub(crate) mod life;
+pub(crate) mod table;

@@ -1,0 +1,172 @@
+//! The participant table: bounds-checked access to rows in shared memory.
+#![allow(unsafe_code)]
+
+use super::id::Id;
+use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
+use crate::memory::map::Mapping;
+use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use zerocopy::FromBytes;
+
+/// What a lock needs to know of a thread, on a cache line of its own.
+///
+/// | field | written by | meaning |
+/// |---|---|---|
+/// | `lock` | its thread | the lock whose slow path the thread is inside, 0 none: an offset in a segment, an address in private memory |
+/// | `waiting_as` | its thread | the id under which it enqueued |
+/// | `generation` | whoever attaches | which user of the row this is |
+/// | `prev` | its thread before it enqueues, then whoever holds the lock's guard | the waiter in front, 0 none |
+/// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
+#[derive(FromBytes, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct Row {
+    pub(crate) lock: AtomicU64,
+    pub(crate) waiting_as: AtomicU64,
+    pub(crate) generation: AtomicU64,
+    pub(crate) prev: AtomicU32,
+    pub(crate) state: AtomicU32,
+    reserved: [u64; 4],
+}
+
+/// Who used a row, for people. Written before the row's life word, read at any
+/// time: `generation` is 0 while the rest changes.
+#[derive(FromBytes, Debug)]
+#[repr(C)]
+pub(crate) struct IdentityRecord {
+    generation: AtomicU64,
+    pid: AtomicU32,
+    tid: AtomicU32,
+    pid_namespace: AtomicU64,
+    start_time: AtomicU64,
+    name: [AtomicU64; 2],
+    reserved: [u64; 2],
+}
+
+/// How many users of a row are remembered.
+const IDENTITIES: u64 = 32;
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(size_of::<Row>() == ROW_SIZE && align_of::<Row>() == ROW_SIZE);
+    assert!(offset_of!(Row, lock) == 0 && offset_of!(Row, waiting_as) == 8);
+    assert!(offset_of!(Row, generation) == 16 && offset_of!(Row, prev) == 24);
+    assert!(offset_of!(Row, state) == 28);
+    assert!(size_of::<IdentityRecord>() == 64);
+    assert!(offset_of!(IdentityRecord, generation) == 0);
+    assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);
+    assert!(offset_of!(IdentityRecord, pid_namespace) == 16);
+    assert!(offset_of!(IdentityRecord, start_time) == 24);
+    assert!(offset_of!(IdentityRecord, name) == 32);
+};
+
+/// Who a participant is, as far as people are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) pid_namespace: u64,
+    pub(crate) start_time: u64,
+    pub(crate) name: [u8; 16],
+}
+
+impl IdentityRecord {
+    /// Where the record of `id` is, whose index is a row's.
+    pub(crate) fn offset(layout: &Layout, id: Id) -> usize {
+        let slot = (id.generation() % IDENTITIES) as usize;
+        layout.life_page(id.index()) + IDENTITIES_OFFSET + slot * size_of::<Self>()
+    }
+
+    /// What it says of `id`, if it is about `id`.
+    pub(crate) fn identity(&self, id: Id) -> Option<Identity> {
+        // Acquire pairs with the Release in `write_identity`; the fence keeps
+        // the second look behind the fields.
+        if self.generation.load(Ordering::Acquire) != id.generation() {
+            return None;
+        }
+        let mut name = [0; 16];
+        for (part, word) in name.chunks_exact_mut(8).zip(&self.name) {
+            part.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        let identity = Identity {
+            pid: self.pid.load(Ordering::Relaxed),
+            tid: self.tid.load(Ordering::Relaxed),
+            pid_namespace: self.pid_namespace.load(Ordering::Relaxed),
+            start_time: self.start_time.load(Ordering::Relaxed),
+            name,
+        };
+        fence(Ordering::Acquire);
+        (self.generation.load(Ordering::Relaxed) == id.generation()).then_some(identity)
+    }
+}
+
+/// The rows of one mapping. An index from shared memory goes in; what comes
+/// out is inside the mapping, or `None`.
+#[derive(Clone, Copy)]
+pub(crate) struct Table<'m>(&'m Mapping);
+
+impl<'m> Table<'m> {
+    pub(crate) fn new(mapping: &'m Mapping) -> Self {
+        Self(mapping)
+    }
+
+    /// The number of rows: no walk takes more steps.
+    #[inline]
+    pub(crate) fn capacity(self) -> u32 {
+        self.0.layout().capacity
+    }
+
+    /// Whether the rows are in a segment, rather than in private memory.
+    pub(super) fn is_shared(self) -> bool {
+        self.0.is_shared()
+    }
+
+    fn checked(self, index: u32) -> Option<u32> {
+        (1..=self.capacity()).contains(&index).then_some(index)
+    }
+
+    /// Row `index`; `None` for 0 and for what is no row.
+    #[inline]
+    pub(crate) fn row(self, index: u32) -> Option<&'m Row> {
+        let offset = self.0.layout().row(self.checked(index)?);
+        // SAFETY: the index was checked against the capacity that the mapping
+        // was made with, so the row is inside; rows are aligned to their size
+        // from a page boundary on; any bytes are a `Row`, and all that changes
+        // in one is atomic.
+        Some(unsafe { &*self.0.base().add(offset).cast::<Row>() })
+    }
+
+    /// The life word of row `index`; `None` for 0 and for what is no row.
+    #[inline]
+    pub(crate) fn life(self, index: u32) -> Option<&'m AtomicU32> {
+        Some(self.0.life_word(self.checked(index)?))
+    }
+
+    fn record(self, index: u32, generation: u64) -> Option<&'m IdentityRecord> {
+        let id = Id::new(self.checked(index)?, generation);
+        let offset = IdentityRecord::offset(self.0.layout(), id);
+        // SAFETY: 32 records of 64 bytes from byte 64 on end before the life
+        // word of the smallest page (4096 - 24); otherwise as in `row`.
+        Some(unsafe { &*self.0.base().add(offset).cast::<IdentityRecord>() })
+    }
+
+    /// Who `id` is or was; `None` if the row has been used too often since.
+    pub(crate) fn identity(self, id: Id) -> Option<Identity> {
+        self.record(id.index(), id.generation())?.identity(id)
+    }
+
+    /// Writes who `id` is. The caller has claimed the row.
+    pub(crate) fn write_identity(self, id: Id, identity: &Identity) {
+        let Some(record) = self.record(id.index(), id.generation()) else { return };
+        record.generation.store(0, Ordering::Relaxed);
+        // Readers that see a new field see the 0 before it.
+        fence(Ordering::Release);
+        record.pid.store(identity.pid, Ordering::Relaxed);
+        record.tid.store(identity.tid, Ordering::Relaxed);
+        record.pid_namespace.store(identity.pid_namespace, Ordering::Relaxed);
+        record.start_time.store(identity.start_time, Ordering::Relaxed);
+        for (part, word) in identity.name.chunks_exact(8).zip(&record.name) {
+            let bytes = part.try_into().expect("chunks of 8");
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        record.generation.store(id.generation(), Ordering::Release);
+    }
+}

@@ -1,0 +1,55 @@
+//! Absolute deadlines on `CLOCK_MONOTONIC`, the clock of `futex_waitv`.
+
+use rustix::time::{ClockId, Timespec, clock_gettime};
+use std::time::Duration;
+
+/// A point in time on `CLOCK_MONOTONIC`, which is one clock for every process
+/// of the machine (short of time namespaces, which shift it).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Deadline {
+    secs: i64,
+    nanos: i64,
+}
+
+impl Deadline {
+    /// The present.
+    pub(crate) fn now() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        Self { secs: now.tv_sec, nanos: now.tv_nsec as i64 }
+    }
+
+    /// `duration` from now; `None` where the sum does not fit, which is to say
+    /// for ever.
+    pub(crate) fn after(duration: Duration) -> Option<Self> {
+        let now = Self::now();
+        let nanos = now.nanos + i64::from(duration.subsec_nanos());
+        let secs = i64::try_from(duration.as_secs()).ok()?;
+        let secs = now.secs.checked_add(secs)?.checked_add(nanos / 1_000_000_000)?;
+        Some(Self { secs, nanos: nanos % 1_000_000_000 })
+    }
+
+    /// Whether it lies in the past.
+    pub(crate) fn passed(self) -> bool {
+        self <= Self::now()
+    }
+
+    pub(super) fn timespec(self) -> Timespec {
+        Timespec { tv_sec: self.secs, tv_nsec: self.nanos as _ }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Deadline;
+    use std::time::Duration;
+
+    #[test]
+    fn an_overflowing_deadline_is_for_ever_and_a_zero_one_has_passed() {
+        assert!(Deadline::after(Duration::MAX).is_none());
+        assert!(Deadline::after(Duration::from_secs(u64::MAX / 2)).is_none());
+        assert!(Deadline::after(Duration::ZERO).is_some_and(Deadline::passed));
+        assert!(!Deadline::after(Duration::from_secs(3600)).is_some_and(Deadline::passed));
+        let sum = Deadline::after(Duration::from_nanos(999_999_999)).unwrap();
+        assert!((0..1_000_000_000).contains(&sum.nanos));
+    }
+}

@@ -1,0 +1,14 @@
+//! The kernel, one thin file per interface.
+//!
+//! Nothing above this module makes a system call or names `libc`, and nothing
+//! in it knows what a lock, a participant or a segment is. The atomics facade
+//! is here for the same reason: it is the one door to the machine.
+
+pub(crate) mod atomic;
+pub(crate) mod clock;
+pub(crate) mod fault;
+pub(crate) mod futex;
+pub(crate) mod ofd_lock;
+pub(crate) mod process;
+pub(crate) mod robust_list;
+pub(crate) mod shm;

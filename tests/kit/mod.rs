@@ -1,0 +1,466 @@
+//! What the process tests share: segments that are unlinked, children that are
+//! killed and reaped, and a guard against hangs, also when a test fails; and
+//! puppets, processes that lock and unlock on command.
+#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::disallowed_types, reason = "a counter of the tests' own")]
+
+use heirlock::{Mutex, MutexGuard, Participant, Segment, Snapshot};
+use libtest_mimic::{Arguments, Trial};
+use nix::sys::signal::{SigHandler, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+use zerocopy::FromBytes;
+
+/// How long anything may take that ought to take no time.
+pub(crate) const HANG: Duration = Duration::from_secs(30);
+
+/// What a failed test and a hang guard have to clean up.
+static CHILDREN: StdMutex<BTreeSet<i32>> = StdMutex::new(BTreeSet::new());
+static PATHS: StdMutex<BTreeSet<PathBuf>> = StdMutex::new(BTreeSet::new());
+
+/// A test, by name.
+pub(crate) type Test = (&'static str, fn());
+
+/// A part that this binary plays in a process of its own: `role(arguments)`.
+pub(crate) type Role = (&'static str, fn(&[String]));
+
+/// The `main` of a test binary. `guard` is how long each test may take.
+pub(crate) fn run(tests: &[&[Test]], roles: &[Role], guard: Duration) -> ! {
+    let mut args = std::env::args().skip(1);
+    if args.next().as_deref() == Some("--play") {
+        let name = args.next().expect("--play ROLE");
+        let (_, role) = roles
+            .iter()
+            .chain(&[("puppet", puppet as fn(&[String]))])
+            .find(|(role, _)| *role == name)
+            .unwrap_or_else(|| panic!("no role {name}"));
+        role(&args.collect::<Vec<_>>());
+        std::process::exit(0);
+    }
+    let trial = |(name, test): Test| {
+        Trial::test(name, move || {
+            guarded(name, guard, test);
+            Ok(())
+        })
+    };
+    let trials = tests.iter().copied().flatten().copied().map(trial).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
+
+/// Runs `test`; if it takes longer than `guard`, shows every segment, kills
+/// every child and ends the process.
+fn guarded(name: &'static str, guard: Duration, test: fn()) {
+    let (done, watch) = mpsc::channel::<()>();
+    let watchdog = thread::spawn(move || {
+        if watch.recv_timeout(guard) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("{name}: still running after {guard:?}; this is what is there:");
+            abandon();
+        }
+    });
+    let result = catch_unwind(AssertUnwindSafe(test));
+    drop(done);
+    watchdog.join().expect("the watchdog does not panic");
+    if let Err(panic) = result {
+        resume_unwind(panic);
+    }
+}
+
+fn abandon() -> ! {
+    for path in PATHS.lock().unwrap().iter() {
+        match Snapshot::read(path, &[]) {
+            Ok(snapshot) => eprintln!("{}: {snapshot}", path.display()),
+            Err(error) => eprintln!("{}: {error}", path.display()),
+        }
+        let _ = std::fs::remove_file(path);
+    }
+    for pid in CHILDREN.lock().unwrap().iter() {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    std::process::exit(101);
+}
+
+/// Polls `condition` until it holds; panics with `what` after [`HANG`].
+#[track_caller]
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < HANG, "waited {HANG:?} in vain until {what}");
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// A path in `/dev/shm` that is unlinked when dropped.
+pub(crate) struct TempPath(PathBuf);
+
+impl TempPath {
+    pub(crate) fn new() -> Self {
+        let path = PathBuf::from(format!(
+            "/dev/shm/heirlock-test-{}-{:08x}",
+            std::process::id(),
+            fastrand::u32(..)
+        ));
+        PATHS.lock().unwrap().insert(path.clone());
+        Self(path)
+    }
+}
+
+impl std::ops::Deref for TempPath {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl AsRef<Path> for TempPath {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        PATHS.lock().unwrap().remove(&self.0);
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A process that plays a role of this binary; killed and reaped when dropped.
+pub(crate) struct Process {
+    child: Child,
+    reaped: bool,
+}
+
+impl Process {
+    pub(crate) fn spawn(role: &str, args: &[&str]) -> Self {
+        Self::from_command(&mut Self::command(role, args))
+    }
+
+    /// The command that plays a role, to be changed before it is spawned.
+    pub(crate) fn command(role: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(std::env::current_exe().expect("the own path"));
+        command.arg("--play").arg(role).args(args);
+        command
+    }
+
+    pub(crate) fn from_command(command: &mut Command) -> Self {
+        let child = command.spawn().expect("spawn");
+        CHILDREN.lock().unwrap().insert(child.id() as i32);
+        Self { child, reaped: false }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("signal a child");
+    }
+
+    /// SIGKILL, and waits until the process is gone: from here on the kernel
+    /// has marked what it had to mark.
+    pub(crate) fn kill(&mut self) {
+        if !self.reaped {
+            self.signal(Signal::SIGKILL);
+            self.wait();
+        }
+    }
+
+    /// SIGSTOP, and waits until it has stopped.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::SIGSTOP);
+        loop {
+            match waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("wait for a stop") {
+                WaitStatus::Stopped(..) => break,
+                other => panic!("expected a stop, got {other:?}"),
+            }
+        }
+    }
+
+    pub(crate) fn resume(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
+    /// Waits for the end of the process.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        let status = self.child.wait().expect("wait for a child");
+        self.reaped = true;
+        CHILDREN.lock().unwrap().remove(&(self.child.id() as i32));
+        status
+    }
+
+    pub(crate) fn pipes(&mut self) -> (ChildStdin, ChildStdout) {
+        (self.child.stdin.take().expect("stdin"), self.child.stdout.take().expect("stdout"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// What puppets share.
+#[derive(FromBytes)]
+#[repr(C)]
+pub(crate) struct Board {
+    pub(crate) locks: [Mutex<u64>; 8],
+}
+
+/// A board for puppets.
+pub(crate) fn board() -> (TempPath, Segment<Board>) {
+    let path = TempPath::new();
+    let segment = Segment::options().capacity(64).create(&path).expect("create");
+    (path, segment)
+}
+
+/// How a puppet got a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Got {
+    /// From a living owner, or free.
+    Lock,
+    /// From a dead one, of this PID and TID as its own namespace counts.
+    Inherited { pid: u32, tid: u32, pid_namespace: u64 },
+    /// Not at all: busy, or timed out.
+    Nothing,
+}
+
+/// A process that locks and unlocks on command, one command at a time.
+pub(crate) struct Puppet {
+    pub(crate) process: Process,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    /// Its main thread's participant.
+    pub(crate) participant: Participant,
+}
+
+impl Puppet {
+    pub(crate) fn spawn(path: &Path) -> Self {
+        let path = path.to_str().expect("a printable path");
+        Self::from_command(&mut Process::command("puppet", &[path]))
+    }
+
+    /// A puppet by a changed command (see [`Process::command`]).
+    pub(crate) fn from_command(command: &mut Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::from_command(command);
+        let (stdin, stdout) = process.pipes();
+        let mut stdout = BufReader::new(stdout);
+        let participant = parse_participant(&read_line(&mut stdout));
+        Self { process, stdin, stdout, participant }
+    }
+
+    /// Gives a command without waiting for the answer.
+    pub(crate) fn start(&mut self, command: &str) {
+        writeln!(self.stdin, "{command}").expect("command a puppet");
+    }
+
+    /// The answer to the oldest command that has none.
+    pub(crate) fn answer(&mut self) -> String {
+        read_line(&mut self.stdout)
+    }
+
+    /// Gives a command and waits for the answer.
+    pub(crate) fn tell(&mut self, command: &str) -> String {
+        self.start(command);
+        self.answer()
+    }
+
+    pub(crate) fn lock(&mut self, lock: usize) -> Got {
+        parse_got(&self.tell(&format!("lock {lock}")))
+    }
+
+    pub(crate) fn try_lock(&mut self, lock: usize) -> Got {
+        parse_got(&self.tell(&format!("try {lock}")))
+    }
+
+    pub(crate) fn try_lock_for(&mut self, lock: usize, timeout: Duration) -> Got {
+        parse_got(&self.tell(&format!("timed {lock} {}", timeout.as_micros())))
+    }
+
+    pub(crate) fn unlock(&mut self, lock: usize) {
+        assert_eq!(self.tell(&format!("unlock {lock}")), "ok");
+    }
+
+    /// Starts to lock, and waits until it is seen in the queue.
+    pub(crate) fn queue(&mut self, segment: &Segment<Board>, lock: usize) {
+        self.start(&format!("lock {lock}"));
+        self.until_queued(segment, lock);
+    }
+
+    pub(crate) fn until_queued(&self, segment: &Segment<Board>, lock: usize) {
+        until("a puppet is in the queue", || {
+            heirlock::queue(&segment.locks[lock])
+                .is_some_and(|queue| queue.contains(&self.participant))
+        });
+    }
+
+    /// The end of a lock that was started.
+    pub(crate) fn got(&mut self) -> Got {
+        parse_got(&self.answer())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid().as_raw() as u32
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.process.kill();
+    }
+}
+
+fn read_line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).expect("read from a puppet");
+    assert!(line.ends_with('\n'), "a puppet ended without an answer (after {line:?})");
+    line.trim_end().to_owned()
+}
+
+fn parse_participant(line: &str) -> Participant {
+    let bits = line.strip_prefix("participant ").and_then(|bits| bits.parse().ok());
+    bits.and_then(Participant::from_bits).unwrap_or_else(|| panic!("no participant: {line}"))
+}
+
+fn parse_got(line: &str) -> Got {
+    let words: Vec<&str> = line.split(' ').collect();
+    match words[..] {
+        ["locked"] => Got::Lock,
+        ["inherited", pid, tid, namespace] => Got::Inherited {
+            pid: pid.parse().expect("a PID"),
+            tid: tid.parse().expect("a TID"),
+            pid_namespace: namespace.parse().expect("an inode"),
+        },
+        ["nothing"] => Got::Nothing,
+        _ => panic!("a puppet answered {line:?}"),
+    }
+}
+
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count_signal(_: i32) {
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// The part that [`Puppet`] commands.
+fn puppet(args: &[String]) {
+    let segment: Segment<Board> = match args[0].strip_prefix("fd:") {
+        None => Segment::open(&args[0]).expect("open"),
+        Some(fd) => Segment::from_fd(open_inherited(fd)).expect("from_fd"),
+    };
+    let segment: &'static Segment<Board> = Box::leak(Box::new(segment));
+    println!("participant {}", segment.attach().expect("attach").to_bits());
+    let mut guards: [Option<MutexGuard<'static, u64>>; 8] = Default::default();
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if std::io::stdin().read_line(&mut line).expect("read a command") == 0 {
+            return;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = obey(segment, &mut guards, &words);
+        println!("{answer}");
+    }
+}
+
+fn open_inherited(fd: &str) -> std::os::fd::OwnedFd {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/self/fd/{fd}"))
+        .expect("an inherited descriptor")
+        .into()
+}
+
+fn obey(
+    segment: &'static Segment<Board>,
+    guards: &mut [Option<MutexGuard<'static, u64>>; 8],
+    words: &[&str],
+) -> String {
+    let number = |at: usize| words[at].parse::<u64>().expect("a number");
+    let index = |at: usize| number(at) as usize;
+    let mut keep = |at: usize, guard: Option<MutexGuard<'static, u64>>| {
+        let answer = describe(guard.as_ref());
+        guards[at] = guard;
+        answer
+    };
+    match words[0] {
+        "lock" => keep(index(1), Some(segment.locks[index(1)].lock())),
+        "try" => keep(index(1), segment.locks[index(1)].try_lock()),
+        "timed" => {
+            let timeout = Duration::from_micros(number(2));
+            keep(index(1), segment.locks[index(1)].try_lock_for(timeout))
+        }
+        "unlock" => {
+            drop(guards[index(1)].take().expect("it is held"));
+            "ok".into()
+        }
+        // Releases by unwinding.
+        "panic" => {
+            let guard = guards[index(1)].take().expect("it is held");
+            let panicked = catch_unwind(AssertUnwindSafe(move || {
+                let _guard = guard;
+                resume_unwind(Box::new("on purpose"));
+            }));
+            assert!(panicked.is_err());
+            "ok".into()
+        }
+        // A thread that takes the lock and ends without releasing it.
+        "forget" => {
+            let lock = &segment.locks[index(1)];
+            let thread = thread::spawn(move || {
+                std::mem::forget(lock.lock());
+                nix::unistd::gettid().as_raw()
+            });
+            thread.join().expect("join").to_string()
+        }
+        "get" => guards[index(1)].as_ref().expect("it is held").to_string(),
+        "set" => {
+            **guards[index(1)].as_mut().expect("it is held") = number(2);
+            "ok".into()
+        }
+        // Signals from here on run a handler; "restart" with SA_RESTART.
+        "handle" => {
+            use nix::sys::signal::{SaFlags, SigAction, SigSet, sigaction};
+            let flags = if words.get(1) == Some(&"restart") {
+                SaFlags::SA_RESTART
+            } else {
+                SaFlags::empty()
+            };
+            let action = SigAction::new(SigHandler::Handler(count_signal), flags, SigSet::empty());
+            install(Signal::SIGUSR1, &action, sigaction);
+            "ok".into()
+        }
+        "handled" => HANDLED.load(Ordering::Relaxed).to_string(),
+        other => panic!("a puppet does not know {other:?}"),
+    }
+}
+
+type Sigaction =
+    unsafe fn(Signal, &nix::sys::signal::SigAction) -> nix::Result<nix::sys::signal::SigAction>;
+
+#[allow(unsafe_code)]
+fn install(signal: Signal, action: &nix::sys::signal::SigAction, sigaction: Sigaction) {
+    // SAFETY: the handler only adds to a thread-local number.
+    unsafe { sigaction(signal, action) }.expect("sigaction");
+}
+
+fn describe(guard: Option<&MutexGuard<'static, u64>>) -> String {
+    match guard {
+        None => "nothing".into(),
+        Some(guard) => match MutexGuard::inherited(guard) {
+            None => "locked".into(),
+            Some(dead) => {
+                format!("inherited {} {} {}", dead.pid(), dead.tid(), dead.pid_namespace())
+            }
+        },
+    }
+}
