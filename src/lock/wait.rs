@@ -125,7 +125,7 @@ pub(super) fn park(
 pub(super) fn rearm(row: &Row, waiting: WaitState) {
     let granted = waiting.with(Code::Granted).bits();
     let again = |now| (now != granted).then_some(waiting.bits());
-    let _ = row.state.fetch_update(SeqCst, SeqCst, again);
+    let _ = row.state.update(again);
 }
 
 /// Has the waiter in row `index` look again. A nudge that meets a later wait of
@@ -135,7 +135,7 @@ pub(super) fn nudge(table: Table, index: u32) -> Result<(), Corrupted> {
     if active(Fault::NoNudge) {
         return Ok(());
     }
-    let nudged = row.state.fetch_update(SeqCst, SeqCst, |bits| {
+    let nudged = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         matches!(state.code(), Some(Code::Waiting | Code::Parked))
             .then_some(state.with(Code::Nudged).bits())
@@ -149,7 +149,7 @@ pub(super) fn nudge(table: Table, index: u32) -> Result<(), Corrupted> {
 /// Tells the waiter in row `index` that it was served, if it is still in the
 /// wait `asked`: a late word must not reach a later wait.
 pub(super) fn tell_granted(row: &Row, asked: WaitState) {
-    let granted = row.state.fetch_update(SeqCst, SeqCst, |bits| {
+    let granted = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         (state.same_round(asked) && state.code() != Some(Code::Granted))
             .then_some(state.with(Code::Granted).bits())

@@ -4,7 +4,7 @@
 use super::error::SegmentError;
 use super::layout::{Header, Layout, MAX_ALIGN, MAX_CAPACITY, READY, Wanted};
 use super::registry;
-use crate::sys::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use crate::sys::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use crate::sys::{ofd_lock, process, robust_list, shm};
 use memmap2::MmapRaw;
 use std::fmt;
@@ -37,7 +37,7 @@ pub(crate) struct Mapping {
     /// Which rows this process has claimed, a bit each.
     claimed: Box<[AtomicU64]>,
     /// Whether there is a `Segment` through which locks can be reached.
-    open: AtomicBool,
+    open: AtomicU32,
 }
 
 impl fmt::Debug for Mapping {
@@ -59,7 +59,7 @@ impl Mapping {
             path: path.map(Path::to_path_buf),
             witness: AtomicI32::new(-1),
             claimed: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            open: AtomicBool::new(false),
+            open: AtomicU32::new(0),
         }
     }
 
@@ -119,11 +119,11 @@ impl Mapping {
     /// Says whether there is a `Segment`; where there is none, threads that
     /// hold nothing leave when they next look (which may be late: Relaxed).
     pub(crate) fn set_open(&self, open: bool) {
-        self.open.store(open, Ordering::Relaxed);
+        self.open.store(open.into(), Ordering::Relaxed);
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
+        self.open.load(Ordering::Relaxed) != 0
     }
 
     /// The description for this process's OFD locks; opened at first need.

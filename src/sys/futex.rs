@@ -53,7 +53,7 @@ pub(crate) fn wait_pair(own: Expect, watched: Expect, until: Deadline) -> Result
     }
     let flags = futex::Flags::empty();
     let any = core::num::NonZeroU32::MAX;
-    let slept = futex::wait_bitset(own.0, flags, own.1, Some(&poll.timespec()), any);
+    let slept = futex::wait_bitset(own.0.word(), flags, own.1, Some(&poll.timespec()), any);
     let timeout = if poll == until { Woken::TimedOut } else { Woken::Poll };
     outcome(slept.map(drop), timeout)
 }
@@ -62,7 +62,7 @@ fn waitv(own: Expect, watched: Expect, until: Deadline) -> Result<Woken, Errno> 
     let entry = |(word, value): Expect| {
         let mut wait = futex::Wait::new();
         wait.val = u64::from(value);
-        wait.uaddr = futex::WaitPtr::new(ptr::from_ref(word).cast_mut().cast());
+        wait.uaddr = futex::WaitPtr::new(ptr::from_ref(word.word()).cast_mut().cast());
         wait.flags = futex::WaitFlags::SIZE_U32;
         wait
     };
@@ -86,5 +86,5 @@ fn outcome(slept: Result<(), Errno>, timeout: Woken) -> Result<Woken, Errno> {
 /// word is mapped, so the kernel finds its key, or the file has been truncated
 /// and nobody can sleep there.
 pub(crate) fn wake_all(word: &AtomicU32) {
-    let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
+    let _ = futex::wake(word.word(), futex::Flags::empty(), i32::MAX as u32);
 }
