@@ -84,8 +84,10 @@ pub struct Options<'i, T> {
     capacity: u32,
     mode: u32,
     schema: u64,
-    init: Option<Box<dyn FnOnce(&mut T) + 'i>>,
+    init: Option<Init<'i, T>>,
 }
+
+type Init<'i, T> = Box<dyn FnOnce(&mut T) + 'i>;
 
 impl<T> fmt::Debug for Options<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -196,7 +198,7 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     ///
     /// [`SegmentError`] says what is there, and what was expected.
     pub fn from_fd(self, fd: OwnedFd) -> Result<Segment<T>, SegmentError> {
-        self.request().from_fd(fd).map(Segment::new)
+        self.request().at_fd(fd).map(Segment::new)
     }
 }
 

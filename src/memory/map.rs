@@ -318,7 +318,7 @@ impl Request<'_> {
     }
 
     /// Opens the segment behind a descriptor; never creates one.
-    pub(crate) fn from_fd(mut self, fd: OwnedFd) -> Result<Arc<Mapping>, SegmentError> {
+    pub(crate) fn at_fd(mut self, fd: OwnedFd) -> Result<Arc<Mapping>, SegmentError> {
         self.check()?;
         let mapping = self.establish(fd, None, false, false)?;
         mapping.ok_or(SegmentError::Unfinished)

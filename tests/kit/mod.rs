@@ -178,12 +178,8 @@ impl Process {
     /// SIGSTOP, and waits until it has stopped.
     pub(crate) fn stop(&self) {
         self.signal(Signal::SIGSTOP);
-        loop {
-            match waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("wait for a stop") {
-                WaitStatus::Stopped(..) => break,
-                other => panic!("expected a stop, got {other:?}"),
-            }
-        }
+        let status = waitpid(self.pid(), Some(WaitPidFlag::WUNTRACED)).expect("wait for a stop");
+        assert!(matches!(status, WaitStatus::Stopped(..)), "expected a stop, got {status:?}");
     }
 
     pub(crate) fn resume(&self) {
