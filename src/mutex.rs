@@ -1,15 +1,16 @@
 //! The mutex as its users see it.
 #![allow(unsafe_code)]
 
-use crate::lock::raw::{Acquired, Failed, RawMutex, reclaim};
+use crate::lock::raw::{Failed, RawMutex, reclaim};
 use crate::memory::error::Corrupted;
+use crate::participant::attach::Inheritance;
 use crate::participant::current::{Current, current};
-use crate::participant::id::Id;
+
 use crate::sys::clock::Deadline;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem;
+use core::mem::{self, ManuallyDrop};
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 use std::thread;
@@ -114,8 +115,8 @@ impl<T: ?Sized> Mutex<T> {
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let me = self.me();
-        match self.raw.lock(&me, None) {
-            Ok(acquired) => MutexGuard::new(self, me, acquired),
+        match self.raw.lock(&me) {
+            Ok(()) => MutexGuard { me, mutex: self },
             Err(failed) => fail(failed),
         }
     }
@@ -144,7 +145,7 @@ impl<T: ?Sized> Mutex<T> {
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let me = self.me();
         match self.raw.try_lock(&me) {
-            Ok(acquired) => Some(MutexGuard::new(self, me, acquired)),
+            Ok(()) => Some(MutexGuard { me, mutex: self }),
             Err(Failed::TimedOut | Failed::OwnedByCaller) => None,
             Err(failed) => fail(failed),
         }
@@ -172,8 +173,8 @@ impl<T: ?Sized> Mutex<T> {
     pub fn try_lock_for(&self, timeout: Duration) -> Option<MutexGuard<'_, T>> {
         let deadline = Deadline::after(timeout);
         let me = self.me();
-        match self.raw.lock(&me, deadline) {
-            Ok(acquired) => Some(MutexGuard::new(self, me, acquired)),
+        match self.raw.lock_until(&me, deadline) {
+            Ok(()) => Some(MutexGuard { me, mutex: self }),
             Err(Failed::TimedOut) => None,
             Err(Failed::OwnedByCaller) if deadline.is_some() => {
                 thread::sleep(timeout);
@@ -303,138 +304,48 @@ impl<T> From<T> for Mutex<T> {
 /// drop(guard);
 /// assert!(MutexGuard::inherited(&LOCK.lock()).is_none());
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeadOwner {
-    id: Id,
-    pid: u32,
-    tid: u32,
-    pid_namespace: u64,
-    noticed: SystemTime,
-    name: [u8; 16],
-    /// Whether the heir was unwinding already when it was told.
-    unwinding: bool,
-}
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadOwner(Inheritance);
 
 impl DeadOwner {
-    #[cold]
-    fn find(me: &Current, id: Id) -> Self {
-        let identity = me.identity(id);
-        Self {
-            id,
-            pid: identity.pid,
-            tid: identity.tid,
-            pid_namespace: identity.pid_namespace,
-            noticed: SystemTime::now(),
-            name: identity.name,
-            unwinding: thread::panicking(),
-        }
-    }
-
     /// The ID of its process.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.0.identity.pid
     }
 
     /// The ID of its thread.
     pub fn tid(&self) -> u32 {
-        self.tid
+        self.0.identity.tid
     }
 
     /// The PID namespace in which those count: the inode of `/proc/PID/ns/pid`,
     /// 0 where `/proc` did not tell.
     pub fn pid_namespace(&self) -> u64 {
-        self.pid_namespace
+        self.0.identity.pid_namespace
     }
 
     /// The name of its thread when it joined the segment: at most 15 bytes.
     pub fn thread_name(&self) -> String {
-        crate::segment::display_name(&self.name)
+        crate::segment::display_name(&self.0.identity.name)
     }
 
     /// When the heir took over.
     pub fn noticed(&self) -> SystemTime {
-        self.noticed
+        self.0.noticed
     }
 }
 
 impl fmt::Display for DeadOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "thread {} \"{}\" of process {}", self.tid, self.thread_name(), self.pid)
+        write!(f, "thread {} \"{}\" of process {}", self.tid(), self.thread_name(), self.pid())
     }
 }
 
-/// A lock that is held; the value-independent part of a guard.
-struct Held<'a> {
-    raw: &'a RawMutex,
-    me: Current,
-    inherited: Option<DeadOwner>,
-}
-
-impl<'a> Held<'a> {
-    #[inline(always)]
-    fn new(raw: &'a RawMutex, me: Current, acquired: Acquired) -> Self {
-        Self { raw, me, inherited: Self::inherited_by(&me, acquired) }
-    }
-
-    #[inline(always)]
-    fn inherited_by(me: &Current, acquired: Acquired) -> Option<DeadOwner> {
-        match acquired {
-            Acquired::Released => None,
-            Acquired::Inherited(dead) => Some(DeadOwner::find(me, dead)),
-        }
-    }
-
-    #[inline(always)]
-    fn check_process(&self) {
-        if !self.me.is_of_this_process() {
-            copied_guard();
-        }
-    }
-
-    #[inline(always)]
-    fn release(&self) {
-        let released = match &self.inherited {
-            None => self.raw.unlock(&self.me),
-            Some(dead) if thread::panicking() && !dead.unwinding => {
-                self.raw.unlock_as(&self.me, dead.id)
-            }
-            Some(_) => self.raw.unlock(&self.me),
-        };
-        if let Err(corrupted) = released {
-            release_failed(corrupted);
-        }
-    }
-
-    /// Runs `f` while the lock is released; takes it again also on unwinding.
-    fn unlocked<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        struct Again<'h, 'a>(&'h mut Held<'a>);
-        impl Drop for Again<'_, '_> {
-            fn drop(&mut self) {
-                match self.0.raw.lock(&self.0.me, None) {
-                    Ok(acquired) => {
-                        self.0.inherited = Held::inherited_by(&self.0.me, acquired);
-                    }
-                    Err(failed) => fail(failed),
-                }
-            }
-        }
-        self.check_process();
-        self.release();
-        self.inherited = None;
-        let again = Again(self);
-        let result = f();
-        drop(again);
-        result
-    }
-}
-
-impl Drop for Held<'_> {
-    #[inline(always)]
-    fn drop(&mut self) {
-        // A guard that fork copied into a child holds nothing.
-        if self.me.is_of_this_process() {
-            self.release();
-        }
+/// Releases what a guard holds.
+#[inline(always)]
+fn release(raw: &RawMutex, me: &Current) {
+    if let Err(corrupted) = raw.unlock(me) {
+        release_failed(corrupted);
     }
 }
 
@@ -471,17 +382,26 @@ fn release_failed(corrupted: Corrupted) {
 /// ```
 #[must_use = "a guard that is dropped at once releases the lock at once"]
 pub struct MutexGuard<'a, T: ?Sized> {
-    held: Held<'a>,
+    me: Current,
     mutex: &'a Mutex<T>,
 }
 
 // SAFETY: a shared guard gives shared access to the value and nothing else.
 unsafe impl<T: ?Sized + Sync> Sync for MutexGuard<'_, T> {}
 
+impl<T: ?Sized> Drop for MutexGuard<'_, T> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        release(&self.mutex.raw, &self.me);
+    }
+}
+
 impl<'a, T: ?Sized> MutexGuard<'a, T> {
     #[inline(always)]
-    fn new(mutex: &'a Mutex<T>, me: Current, acquired: Acquired) -> Self {
-        Self { held: Held::new(&mutex.raw, me, acquired), mutex }
+    fn check_process(&self) {
+        if !self.me.is_of_this_process() {
+            copied_guard();
+        }
     }
 
     /// Who died holding the lock, if this guard's owner took it over.
@@ -494,7 +414,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     ///
     /// See [`DeadOwner`].
     pub fn inherited(this: &Self) -> Option<DeadOwner> {
-        this.held.inherited
+        this.mutex.raw.inheritance(&this.me).map(DeadOwner)
     }
 
     /// Narrows the guard to a part of the value.
@@ -514,7 +434,8 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
         part: impl FnOnce(&mut T) -> &mut U,
     ) -> MappedMutexGuard<'a, U> {
         let value = NonNull::from(part(&mut this));
-        MappedMutexGuard { held: this.held, value, _borrow: PhantomData }
+        let MutexGuard { me, mutex } = *ManuallyDrop::new(this);
+        MappedMutexGuard { me, raw: &mutex.raw, value, _borrow: PhantomData }
     }
 
     /// Releases the lock, runs `f`, and waits its turn for the lock again. The
@@ -534,7 +455,19 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// assert_eq!(*guard, 2);
     /// ```
     pub fn unlocked<R>(this: &mut Self, f: impl FnOnce() -> R) -> R {
-        this.held.unlocked(f)
+        struct Again<'g, 'a, T: ?Sized>(&'g MutexGuard<'a, T>);
+        impl<T: ?Sized> Drop for Again<'_, '_, T> {
+            fn drop(&mut self) {
+                if let Err(failed) = self.0.mutex.raw.lock(&self.0.me) {
+                    fail(failed);
+                }
+            }
+        }
+        this.check_process();
+        release(&this.mutex.raw, &this.me);
+        // Also on unwinding: the guard will release the lock.
+        let _again = Again(this);
+        f()
     }
 
     /// Lets those go first who wait, if there are any: releases the lock and
@@ -554,7 +487,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// ```
     pub fn bump(this: &mut Self) {
         if this.mutex.raw.has_queue() {
-            this.held.unlocked(|| ());
+            Self::unlocked(this, || ());
         }
     }
 
@@ -574,9 +507,9 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// assert!(LOCK.is_locked());
     /// ```
     pub fn leak(this: Self) -> &'a mut T {
-        this.held.check_process();
+        this.check_process();
         let value = this.mutex.value.get();
-        this.held.me.outlive_thread();
+        this.me.outlive_thread();
         mem::forget(this);
         // SAFETY: the lock is held and, without the guard, never released
         // while this process lives, so nobody else has access meanwhile; the
@@ -590,7 +523,7 @@ impl<T: ?Sized> Deref for MutexGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        self.held.check_process();
+        self.check_process();
         // SAFETY: the lock is held by this thread, in this process.
         unsafe { &*self.mutex.value.get() }
     }
@@ -599,7 +532,7 @@ impl<T: ?Sized> Deref for MutexGuard<'_, T> {
 impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
     #[inline]
     fn deref_mut(&mut self) -> &mut T {
-        self.held.check_process();
+        self.check_process();
         // SAFETY: the lock is held by this thread, in this process, and the
         // guard is borrowed exclusively.
         unsafe { &mut *self.mutex.value.get() }
@@ -621,7 +554,8 @@ impl<T: ?Sized + fmt::Display> fmt::Display for MutexGuard<'_, T> {
 /// A held lock of which a part of the value is seen; see [`MutexGuard::map`].
 #[must_use = "a guard that is dropped at once releases the lock at once"]
 pub struct MappedMutexGuard<'a, U: ?Sized> {
-    held: Held<'a>,
+    me: Current,
+    raw: &'a RawMutex,
     value: NonNull<U>,
     _borrow: PhantomData<&'a mut U>,
 }
@@ -632,7 +566,7 @@ unsafe impl<U: ?Sized + Sync> Sync for MappedMutexGuard<'_, U> {}
 impl<'a, U: ?Sized> MappedMutexGuard<'a, U> {
     /// Who died holding the lock; see [`MutexGuard::inherited`].
     pub fn inherited(this: &Self) -> Option<DeadOwner> {
-        this.held.inherited
+        this.raw.inheritance(&this.me).map(DeadOwner)
     }
 
     /// Narrows the guard further.
@@ -651,7 +585,22 @@ impl<'a, U: ?Sized> MappedMutexGuard<'a, U> {
         part: impl FnOnce(&mut U) -> &mut V,
     ) -> MappedMutexGuard<'a, V> {
         let value = NonNull::from(part(&mut this));
-        MappedMutexGuard { held: this.held, value, _borrow: PhantomData }
+        let MappedMutexGuard { me, raw, .. } = *ManuallyDrop::new(this);
+        MappedMutexGuard { me, raw, value, _borrow: PhantomData }
+    }
+
+    #[inline(always)]
+    fn check_process(&self) {
+        if !self.me.is_of_this_process() {
+            copied_guard();
+        }
+    }
+}
+
+impl<U: ?Sized> Drop for MappedMutexGuard<'_, U> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        release(self.raw, &self.me);
     }
 }
 
@@ -660,7 +609,7 @@ impl<U: ?Sized> Deref for MappedMutexGuard<'_, U> {
 
     #[inline]
     fn deref(&self) -> &U {
-        self.held.check_process();
+        self.check_process();
         // SAFETY: a part of the value, and the lock is held by this thread, in
         // this process.
         unsafe { self.value.as_ref() }
@@ -670,7 +619,7 @@ impl<U: ?Sized> Deref for MappedMutexGuard<'_, U> {
 impl<U: ?Sized> DerefMut for MappedMutexGuard<'_, U> {
     #[inline]
     fn deref_mut(&mut self) -> &mut U {
-        self.held.check_process();
+        self.check_process();
         // SAFETY: as in `deref`, and the guard is borrowed exclusively.
         unsafe { self.value.as_mut() }
     }

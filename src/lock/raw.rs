@@ -7,7 +7,7 @@ use super::queue::{self, Oldest, QueueGuard, Unlinked};
 use super::wait::{self, Slept, Watched};
 use super::word::{LockWords, WaitState};
 use crate::memory::error::Corrupted;
-use crate::participant::attach::Attachment;
+use crate::participant::attach::{Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
 use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
@@ -19,15 +19,6 @@ use zerocopy::FromBytes;
 #[derive(FromBytes, Debug)]
 #[repr(transparent)]
 pub(crate) struct RawMutex(LockWords);
-
-/// How a lock came to its new owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Acquired {
-    /// From an owner that released it.
-    Released,
-    /// From this one, which died.
-    Inherited(Id),
-}
 
 /// Why a lock was not acquired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +37,7 @@ impl From<Corrupted> for Failed {
 
 /// What a waiter found when it looked.
 enum Look {
-    Mine(Acquired),
+    Mine,
     Again,
     Watch(Watched),
 }
@@ -70,26 +61,37 @@ impl RawMutex {
         self.0.tail.load(SeqCst) != 0
     }
 
-    /// Waits its turn and takes the lock; gives up at the deadline.
+    /// Waits its turn and takes the lock.
     #[inline(always)]
-    pub(crate) fn lock(
+    pub(crate) fn lock(&self, me: &Attachment) -> Result<(), Failed> {
+        if !self.lock_fast(me)? {
+            self.lock_slow(me)?;
+        }
+        me.count_acquired();
+        Ok(())
+    }
+
+    /// Waits its turn and takes the lock; gives up at the deadline.
+    pub(crate) fn lock_until(
         &self,
         me: &Attachment,
         deadline: Option<Deadline>,
-    ) -> Result<Acquired, Failed> {
-        let acquired =
-            if self.lock_fast(me)? { Acquired::Released } else { self.lock_slow(me, deadline)? };
+    ) -> Result<(), Failed> {
+        if !self.lock_fast(me)? {
+            self.lock_slow_until(me, deadline)?;
+        }
         me.count_acquired();
-        Ok(acquired)
+        Ok(())
     }
 
     /// Takes the lock if nobody has it and nobody living waits for it.
     #[inline]
-    pub(crate) fn try_lock(&self, me: &Attachment) -> Result<Acquired, Failed> {
-        let acquired =
-            if self.lock_fast(me)? { Acquired::Released } else { self.try_lock_slow(me)? };
+    pub(crate) fn try_lock(&self, me: &Attachment) -> Result<(), Failed> {
+        if !self.lock_fast(me)? {
+            self.try_lock_slow(me)?;
+        }
         me.count_acquired();
-        Ok(acquired)
+        Ok(())
     }
 
     /// The doorway of the fast path is the look at the empty queue.
@@ -123,7 +125,7 @@ impl RawMutex {
     }
 
     #[cold]
-    fn try_lock_slow(&self, me: &Attachment) -> Result<Acquired, Failed> {
+    fn try_lock_slow(&self, me: &Attachment) -> Result<(), Failed> {
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         let owned = !owner.is_nobody() && me.table().fate(owner) != Fate::Dead;
         if owned || queue::has_living_waiter(&self.0, me.table()) {
@@ -131,11 +133,16 @@ impl RawMutex {
         }
         // Free, or a dead thread's, and nobody waits but perhaps the dead:
         // take a place in the queue, and leave it if it is not the first.
-        self.lock_slow(me, Some(Deadline::now()))
+        self.lock_slow_until(me, Some(Deadline::now()))
     }
 
     #[cold]
-    fn lock_slow(&self, me: &Attachment, deadline: Option<Deadline>) -> Result<Acquired, Failed> {
+    fn lock_slow(&self, me: &Attachment) -> Result<(), Failed> {
+        self.lock_slow_until(me, None)
+    }
+
+    #[cold]
+    fn lock_slow_until(&self, me: &Attachment, deadline: Option<Deadline>) -> Result<(), Failed> {
         if me.is_broken() {
             return Err(Corrupted("the thread met that in an earlier operation").into());
         }
@@ -194,12 +201,12 @@ impl RawMutex {
         me: &Attachment,
         waiting: WaitState,
         deadline: Option<Deadline>,
-    ) -> Result<Acquired, Failed> {
+    ) -> Result<(), Failed> {
         loop {
             let watched = match self.look(me)? {
-                Look::Mine(acquired) => {
+                Look::Mine => {
                     self.leave(me, waiting)?;
-                    return Ok(acquired);
+                    return Ok(());
                 }
                 Look::Again => continue,
                 Look::Watch(watched) => watched,
@@ -222,7 +229,7 @@ impl RawMutex {
     fn look(&self, me: &Attachment) -> Result<Look, Corrupted> {
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         if owner.plain() == me.id() {
-            return Ok(Look::Mine(Acquired::Released));
+            return Ok(Look::Mine);
         }
         match me.row().prev.load(SeqCst) {
             0 => self.look_as_head(me),
@@ -238,10 +245,10 @@ impl RawMutex {
         };
         if owner.bits() == 0 {
             let taken = take(me.id());
-            return Ok(if taken { Look::Mine(Acquired::Released) } else { Look::Again });
+            return Ok(if taken { Look::Mine } else { Look::Again });
         }
         if owner.plain() == me.id() {
-            return Ok(Look::Mine(Acquired::Released));
+            return Ok(Look::Mine);
         }
         match me.table().fate(owner) {
             Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
@@ -249,8 +256,10 @@ impl RawMutex {
             Fate::Dead => {
                 me.table().relay(owner.index());
                 let taken = take(me.id().as_heir());
-                let inherited = Acquired::Inherited(owner.plain());
-                Ok(if taken { Look::Mine(inherited) } else { Look::Again })
+                if taken {
+                    me.inherit(self.address(), owner.plain());
+                }
+                Ok(if taken { Look::Mine } else { Look::Again })
             }
         }
     }
@@ -283,12 +292,12 @@ impl RawMutex {
 
     /// Out of the queue without the lock, unless it came in the last moment.
     /// Grants are made under the guard, so under the guard it is certain.
-    fn give_up(&self, me: &Attachment) -> Result<Acquired, Failed> {
+    fn give_up(&self, me: &Attachment) -> Result<(), Failed> {
         let guard = QueueGuard::take(&self.0, me)?;
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         let unlinked = guard.unlink(me.id().index())?;
         if owner.plain() == me.id() {
-            return Ok(Acquired::Released);
+            return Ok(());
         }
         if let Unlinked::Before(successor) = unlinked {
             wait::nudge(me.table(), successor)?;
@@ -299,43 +308,63 @@ impl RawMutex {
     /// Releases the lock. `Err` if the caller does not own it (any more).
     #[inline(always)]
     pub(crate) fn unlock(&self, me: &Attachment) -> Result<(), Corrupted> {
-        self.check_owner(me)?;
-        me.count_released();
         let LockWords { owner, tail, .. } = &self.0;
-        if tail.load(SeqCst) != 0 {
-            return self.grant_slow(me);
+        // Relaxed: it is this thread's own store, if all is well. An owner that
+        // inherited has a flag in its id, and so goes the slow way.
+        if owner.load(Relaxed) != me.id().bits() || tail.load(SeqCst) != 0 {
+            return self.unlock_slow(me);
         }
-        // SeqCst with the load behind it pairs with `enqueue` and `look`: who
-        // queued too late to be seen above is seen below, or sees the lock
-        // free. It also releases the data, like any unlock.
-        owner.store(0, SeqCst);
-        if tail.load(SeqCst) != 0 {
-            return self.release_slow(me);
-        }
-        Ok(())
+        self.release(me)
     }
 
-    /// Releases the lock as if `dead`, from whom it was inherited, still had
-    /// it: so that the next owner is told again.
-    #[cold]
-    pub(crate) fn unlock_as(&self, me: &Attachment, dead: Id) -> Result<(), Corrupted> {
-        self.check_owner(me)?;
+    /// Leaves the lock free.
+    #[inline(always)]
+    fn release(&self, me: &Attachment) -> Result<(), Corrupted> {
+        // SeqCst with the load behind it pairs with `enqueue` and `look`: who
+        // queued too late to be seen before is seen now, or sees the lock
+        // free. It also releases the data, like any unlock.
+        self.0.owner.store(0, SeqCst);
         me.count_released();
-        self.0.owner.store(dead.bits(), SeqCst);
         if self.0.tail.load(SeqCst) != 0 {
             return self.release_slow(me);
         }
         Ok(())
     }
 
-    #[inline(always)]
-    fn check_owner(&self, me: &Attachment) -> Result<(), Corrupted> {
-        // Relaxed: it is this thread's own store, if all is well.
-        if Id::from_bits(self.0.owner.load(Relaxed)).plain() == me.id() {
-            Ok(())
-        } else {
-            Err(Corrupted("a lock that this thread holds names another owner"))
+    #[cold]
+    fn unlock_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
+        if !me.is_of_this_process() {
+            // A guard that fork copied into a child holds nothing.
+            return Ok(());
         }
+        let owner = self.owner();
+        if owner.plain() != me.id() {
+            return Err(Corrupted("a lock that this thread holds names another owner"));
+        }
+        if owner.inherited()
+            && let Some(inheritance) = me.disinherit(self.address())
+            && std::thread::panicking()
+            && !inheritance.unwinding
+        {
+            // As if the dead one still had it: so the next one is told again.
+            self.0.owner.store(inheritance.dead.bits(), SeqCst);
+            me.count_released();
+            return if self.has_queue() { self.release_slow(me) } else { Ok(()) };
+        }
+        if !self.has_queue() {
+            return self.release(me);
+        }
+        me.count_released();
+        self.grant_slow(me)
+    }
+
+    /// From whom the lock, which the caller holds, was inherited.
+    pub(crate) fn inheritance(&self, me: &Attachment) -> Option<Inheritance> {
+        self.owner().inherited().then(|| me.inheritance(self.address()))?
+    }
+
+    fn address(&self) -> usize {
+        core::ptr::from_ref(&self.0).addr()
     }
 
     /// Hands over to the oldest living waiter.

@@ -7,27 +7,17 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
-/// Changes whenever what an address belongs to may have changed: a mapping
-/// came or went, or the process forked. Caches of look-ups carry it.
+/// Changes whenever what an address belongs to may have changed: when a mapping
+/// came or went. Caches of look-ups carry it.
 static EPOCH: AtomicU32 = AtomicU32::new(1);
 
-/// How many forks lie between this process and the one that loaded the crate.
-/// What a thread acquired under another count belongs to its parent process.
-static FORKS: AtomicU32 = AtomicU32::new(0);
-
 /// The present epoch.
-// Relaxed suffices for both: a thread can only hold a reference into a new
-// mapping after something that happens-after its registration, and by
-// coherence then sees the new epoch; a fork's child is one thread.
+// Relaxed suffices: a thread can only hold a reference into a new mapping after
+// something that happens-after its registration, and by coherence then sees the
+// new epoch.
 #[inline(always)]
 pub(crate) fn epoch() -> u32 {
     EPOCH.load(Ordering::Relaxed)
-}
-
-/// The present count of forks.
-#[inline(always)]
-pub(crate) fn forks() -> u32 {
-    FORKS.load(Ordering::Relaxed)
 }
 
 /// The mappings of this process. Whoever joins or leaves a segment holds the
@@ -121,8 +111,6 @@ extern "C" fn after_fork() {
 /// The child is one thread and a new participant everywhere. It keeps the
 /// mappings, but neither the parent's rows nor its hold on them.
 extern "C" fn in_child() {
-    FORKS.fetch_add(1, Ordering::Relaxed);
-    EPOCH.fetch_add(1, Ordering::Relaxed);
     release(|registry, shared| {
         for mapping in shared {
             mapping.forget_parent();

@@ -10,11 +10,12 @@ use crate::memory::registry;
 use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::robust_list::{DIED, Node, OWNER_DIED, RobustList, TID_MASK, WAITERS};
 use crate::sys::{ofd_lock, process, shm};
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ptr::NonNull;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 /// Why a thread could not join a segment.
 #[derive(Debug)]
@@ -86,15 +87,29 @@ struct Enlisted {
     _pair: Option<shm::PagePair>,
 }
 
+/// A lock that the thread holds and took over from a dead owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Inheritance {
+    /// The address of the lock.
+    pub(crate) lock: usize,
+    pub(crate) dead: Id,
+    /// Who that was; all zero if its row has been used too often since.
+    pub(crate) identity: Identity,
+    /// When it was noticed.
+    pub(crate) noticed: SystemTime,
+    /// Whether the heir was unwinding already.
+    pub(crate) unwinding: bool,
+}
+
 /// A thread's row in a segment. It stays on its thread, in a box.
 #[derive(Debug)]
 pub(crate) struct Attachment {
-    id: Id,
-    tid: u32,
-    /// How many forks the process had seen; see [`registry::forks`].
-    forks: u32,
+    /// Nobody, in a child into which fork copied it.
+    id: Cell<Id>,
     /// How many locks the thread holds here.
     held: Cell<u32>,
+    tid: u32,
+    inherited: RefCell<Vec<Inheritance>>,
     /// Set when the thread gave away what it holds to its process.
     outlives_thread: Cell<bool>,
     /// Set when the thread met corruption half-way through an operation.
@@ -106,7 +121,7 @@ pub(crate) struct Attachment {
 impl Attachment {
     #[inline(always)]
     pub(crate) fn id(&self) -> Id {
-        self.id
+        self.id.get()
     }
 
     pub(crate) fn mapping(&self) -> &Arc<Mapping> {
@@ -118,14 +133,44 @@ impl Attachment {
     }
 
     pub(crate) fn row(&self) -> &Row {
-        self.table().row(self.id.index()).expect("the own row was checked at attach")
+        self.table().row(self.id().index()).expect("the own row was checked at attach")
     }
 
     /// Whether it belongs to this process, not to the one that it was forked
     /// from.
     #[inline(always)]
     pub(crate) fn is_of_this_process(&self) -> bool {
-        self.forks == registry::forks()
+        !self.id().is_nobody()
+    }
+
+    /// In a forked child: this is the parent's. Async-signal-safe.
+    pub(super) fn disown(&self) {
+        self.id.set(Id::from_bits(0));
+    }
+
+    /// Notes that the lock at the address `lock` was taken over from `dead`.
+    pub(crate) fn inherit(&self, lock: usize, dead: Id) {
+        // Of a lock that was forgotten, and whose memory is another lock's now.
+        self.disinherit(lock);
+        self.inherited.borrow_mut().push(Inheritance {
+            lock,
+            dead,
+            identity: self.identity(dead),
+            noticed: SystemTime::now(),
+            unwinding: std::thread::panicking(),
+        });
+    }
+
+    /// From whom the lock at the address `lock`, which is held, was taken over.
+    pub(crate) fn inheritance(&self, lock: usize) -> Option<Inheritance> {
+        self.inherited.borrow().iter().find(|one| one.lock == lock).cloned()
+    }
+
+    /// The same, when the lock is released.
+    pub(crate) fn disinherit(&self, lock: usize) -> Option<Inheritance> {
+        let mut all = self.inherited.borrow_mut();
+        let at = all.iter().position(|one| one.lock == lock)?;
+        Some(all.swap_remove(at))
     }
 
     #[inline(always)]
@@ -185,14 +230,14 @@ impl Attachment {
     }
 
     fn life(&self) -> &AtomicU32 {
-        self.mapping.life_word(self.id.index())
+        self.mapping.life_word(self.id().index())
     }
 
     /// Leaves the segment. The thread holds no lock in it and is not inside
     /// any operation on one.
     pub(crate) fn detach(self) {
         debug_assert!(self.holds_nothing() && self.is_of_this_process());
-        let index = self.id.index();
+        let index = self.id().index();
         let life = self.life();
         let _registry = registry::lock();
         // At each point in between the word is alive and on the list, or
@@ -226,9 +271,9 @@ impl Attachment {
         } else if self.enlisted.is_none() {
             // No kernel will mark it: this is the last chance to say so.
             self.life().store(DIED, Ordering::Release);
-            self.table().relay(self.id.index());
+            self.table().relay(self.id().index());
             let _registry = registry::lock();
-            release_claim(&self.mapping, self.id.index());
+            release_claim(&self.mapping, self.id().index());
         }
         // The node must stay mapped until the kernel has walked the list, and
         // a guard in another thread-local may still point here.
@@ -404,10 +449,10 @@ pub(crate) fn attach(
     drop(registry);
 
     let attachment = Box::new(Attachment {
-        id,
-        tid,
-        forks: registry::forks(),
+        id: Cell::new(id),
         held: Cell::new(0),
+        tid,
+        inherited: RefCell::new(Vec::new()),
         outlives_thread: Cell::new(false),
         broken: Cell::new(false),
         enlisted,

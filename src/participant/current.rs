@@ -4,11 +4,13 @@
 use super::attach::{AttachError, Attachment, Reclaim, attach};
 use crate::memory::map::Mapping;
 use crate::memory::registry::{self, Found};
+use crate::sys::process;
+use crate::sys::robust_list::RobustList;
 use core::cell::{Cell, RefCell};
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, Range};
 use core::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// The calling thread's attachment to some segment. It stays on its thread.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +37,11 @@ struct Hot {
     start: usize,
     len: usize,
     epoch: u32,
-    attachment: Option<NonNull<Attachment>>,
+    attachment: NonNull<Attachment>,
 }
 
-const COLD: Hot = Hot { start: 0, len: 0, epoch: 0, attachment: None };
+/// No answer: it is for no address.
+const COLD: Hot = Hot { start: 0, len: 0, epoch: 0, attachment: NonNull::dangling() };
 
 /// An attachment and the addresses for which it is the answer.
 struct Entry {
@@ -88,11 +91,8 @@ impl Drop for Leave {
 #[inline(always)]
 pub(crate) fn current(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
     let hot = HOT.get();
-    if let Some(attachment) = hot.attachment
-        && address.wrapping_sub(hot.start) < hot.len
-        && hot.epoch == registry::epoch()
-    {
-        return Ok(Current(attachment));
+    if address.wrapping_sub(hot.start) < hot.len && hot.epoch == registry::epoch() {
+        return Ok(Current(hot.attachment));
     }
     look_up(address, reclaim)
 }
@@ -112,12 +112,7 @@ fn look_up(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
         Some(known) => known,
         None => join(address, epoch, reclaim)?,
     };
-    HOT.set(Hot {
-        start: range.start,
-        len: range.end - range.start,
-        epoch,
-        attachment: Some(attachment),
-    });
+    HOT.set(Hot { start: range.start, len: range.end - range.start, epoch, attachment });
     Ok(Current(attachment))
 }
 
@@ -145,6 +140,8 @@ fn join(
     let attachment = match attached {
         Some(attachment) => attachment,
         None => {
+            static FORK_HANDLER: Once = Once::new();
+            FORK_HANDLER.call_once(|| process::at_fork(nothing, nothing, disown_parent));
             let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim)?));
             let entry = Entry { range: range.clone(), epoch, attachment };
             ALL.with(|all| all.borrow_mut().push(entry));
@@ -154,6 +151,25 @@ fn join(
         }
     };
     Ok((range, attachment))
+}
+
+extern "C" fn nothing() {}
+
+/// In a forked child: what its one thread has copied is its parent's. Guards
+/// find that out from the attachment, so it is not freed.
+extern "C" fn disown_parent() {
+    HOT.set(COLD);
+    // glibc does not. A handler may have forked in the middle of a wait.
+    if let Some(list) = RobustList::of_this_thread() {
+        list.set_pending(None);
+    }
+    ALL.with(|all| {
+        // Borrowed only if a signal handler forked in the middle of an attach.
+        for entry in all.try_borrow().iter().flat_map(|all| all.iter()) {
+            // SAFETY: entries own their attachments.
+            unsafe { entry.attachment.as_ref() }.disown();
+        }
+    });
 }
 
 fn mapping_of(entry: &Entry) -> &Arc<Mapping> {

@@ -62,6 +62,35 @@ fn next_of(link: usize) -> *mut usize {
     ptr::with_exposed_provenance_mut(link & !1)
 }
 
+fn registered_head() -> Option<NonNull<Head>> {
+    let mut head: *mut Head = ptr::null_mut();
+    let mut len = 0usize;
+    // SAFETY: pid 0 is the calling thread; both pointers are to locals of the
+    // sizes that the kernel writes.
+    let failed =
+        unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    NonNull::new(head).filter(|_| failed == 0 && len == size_of::<Head>())
+}
+
+/// Has a C library that registers a thread's list only when the thread first
+/// uses a robust mutex do so.
+#[cold]
+fn register_head() {
+    // SAFETY: the attributes and the mutex are initialised before they are
+    // used, used by this thread alone, and destroyed before they go.
+    unsafe {
+        let mut attributes = core::mem::MaybeUninit::uninit();
+        let mut mutex = core::mem::MaybeUninit::uninit();
+        libc::pthread_mutexattr_init(attributes.as_mut_ptr());
+        libc::pthread_mutexattr_setrobust(attributes.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);
+        libc::pthread_mutex_init(mutex.as_mut_ptr(), attributes.as_ptr());
+        libc::pthread_mutex_lock(mutex.as_mut_ptr());
+        libc::pthread_mutex_unlock(mutex.as_mut_ptr());
+        libc::pthread_mutex_destroy(mutex.as_mut_ptr());
+        libc::pthread_mutexattr_destroy(attributes.as_mut_ptr());
+    }
+}
+
 /// The calling thread's robust list. It stays on its thread.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RobustList {
@@ -77,16 +106,10 @@ impl RobustList {
         if !cfg!(all(target_env = "gnu", target_pointer_width = "64")) {
             return None;
         }
-        let mut head: *mut Head = ptr::null_mut();
-        let mut len = 0usize;
-        // SAFETY: pid 0 is the calling thread; both pointers are to locals of
-        // the sizes that the kernel writes.
-        let failed =
-            unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
-        let head = NonNull::new(head)?;
-        if failed != 0 || len != size_of::<Head>() {
-            return None;
-        }
+        let head = registered_head().or_else(|| {
+            register_head();
+            registered_head()
+        })?;
         // SAFETY: a registered head is `struct robust_list_head` (`len` says
         // so) and lives as long as its thread, the calling one.
         let offset = unsafe { (&raw const (*head.as_ptr()).futex_offset).read() };
