@@ -27,6 +27,28 @@ use zerocopy::FromBytes;
 /// pointer, reference, `bool` or enum in it. A new segment is all zero bytes,
 /// unless [`Options::init`] changes them. The value is never dropped.
 ///
+/// What could be half-written, or mean something in one process only, does not
+/// compile:
+///
+/// ```compile_fail
+/// heirlock::Segment::<heirlock::Mutex<bool>>::anonymous();
+/// ```
+/// ```compile_fail
+/// heirlock::Segment::<heirlock::Mutex<&'static u64>>::anonymous();
+/// ```
+/// ```compile_fail
+/// heirlock::Segment::<heirlock::Mutex<Box<u64>>>::anonymous();
+/// ```
+/// ```compile_fail
+/// heirlock::Segment::<heirlock::Mutex<String>>::anonymous();
+/// ```
+/// ```compile_fail
+/// heirlock::Segment::<heirlock::Mutex<Option<u32>>>::anonymous();
+/// ```
+/// ```compile_fail
+/// heirlock::Segment::<std::cell::Cell<u64>>::anonymous(); // not Sync
+/// ```
+///
 /// # Which file
 ///
 /// Any path: on `/dev/shm` it lives until the next boot or

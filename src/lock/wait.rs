@@ -6,11 +6,13 @@ use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::life::consult_witness;
 use crate::participant::table::{Row, Table};
-use crate::sys::atomic::{AtomicU32, Ordering::SeqCst};
+use crate::sys::atomic::{
+    AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+};
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{Fault, active};
 use crate::sys::futex::{self, Woken};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 /// How often a sleeper looks for what the kernel does not tell.
@@ -38,9 +40,18 @@ pub(super) enum Slept {
 
 /// How many spins are worth it on this machine.
 pub(super) fn spins() -> u32 {
-    static WORTH: OnceLock<u32> = OnceLock::new();
-    let several = || std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
-    *WORTH.get_or_init(|| if several() { SPINS } else { 0 })
+    /// What was found, plus one; 0 before anybody looked.
+    static WORTH: AtomicU32 = AtomicU32::new(0);
+    // Relaxed: whoever does not see the answer finds the same one again.
+    match WORTH.load(Relaxed) {
+        0 => {
+            let several = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+            let worth = if several { SPINS } else { 0 };
+            WORTH.store(worth + 1, Relaxed);
+            worth
+        }
+        found => found - 1,
+    }
 }
 
 /// Spins until the state is no longer `Waiting`; `false` if it stays.

@@ -14,7 +14,7 @@ use core::cell::{Cell, RefCell};
 use core::ptr::NonNull;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 /// Why a thread could not join a segment.
@@ -401,16 +401,19 @@ fn enlist(mapping: &Mapping, index: u32) -> Result<Option<Enlisted>, AttachError
 
 /// What stays the same for all threads of a process.
 fn process_identity() -> Identity {
-    static CACHE: OnceLock<Identity> = OnceLock::new();
-    let read = || Identity {
-        pid: process::pid(),
-        pid_namespace: process::pid_namespace(),
-        start_time: process::start_time(),
-        ..Identity::default()
-    };
-    let cached = CACHE.get_or_init(read);
+    static CACHE: Mutex<Option<Identity>> = Mutex::new(None);
+    let pid = process::pid();
+    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
     // A forked child finds its parent's.
-    if cached.pid == process::pid() { cached.clone() } else { read() }
+    if cache.as_ref().is_none_or(|identity| identity.pid != pid) {
+        *cache = Some(Identity {
+            pid,
+            pid_namespace: process::pid_namespace(),
+            start_time: process::start_time(),
+            ..Identity::default()
+        });
+    }
+    cache.clone().unwrap_or_default()
 }
 
 /// Joins the segment as a new participant.
