@@ -458,6 +458,10 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
         struct Again<'g, 'a, T: ?Sized>(&'g MutexGuard<'a, T>);
         impl<T: ?Sized> Drop for Again<'_, '_, T> {
             fn drop(&mut self) {
+                // If `f` forked, the child's copy of the guard stays void.
+                if !self.0.me.is_of_this_process() {
+                    return;
+                }
                 if let Err(failed) = self.0.mutex.raw.lock(&self.0.me) {
                     fail(failed);
                 }

@@ -5,7 +5,7 @@ use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::process;
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Changes whenever what an address belongs to may have changed: when a mapping
 /// came or went. Caches of look-ups carry it.
@@ -33,8 +33,8 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry { shared: Vec::new(), pri
 /// Locks the registry. Drop no `Arc<Mapping>` while you hold it: the last one
 /// wants the lock itself.
 pub(crate) fn lock() -> MutexGuard<'static, Registry> {
-    static FORK_HANDLERS: Once = Once::new();
-    FORK_HANDLERS.call_once(|| process::at_fork(before_fork, after_fork, in_child));
+    static FORK_HANDLERS: AtomicU32 = AtomicU32::new(0);
+    process::at_fork(&FORK_HANDLERS, before_fork, after_fork, in_child);
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -98,6 +98,9 @@ thread_local! {
 }
 
 extern "C" fn before_fork() {
+    if FORKING.try_with(|slot| slot.borrow().is_some()) == Ok(true) {
+        return;
+    }
     let registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = registry.shared.iter().filter_map(|(_, mapping)| mapping.upgrade()).collect();
     // A thread whose thread-locals are gone already forks without the lock.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::id::{Id, next_generation};
-use super::life::{consult_witness, witness_byte};
+use super::life::{bury_if_gone, witness_byte};
 use super::table::{Identity, Row, Table};
 use crate::memory::error::Corrupted;
 use crate::memory::map::Mapping;
@@ -145,7 +145,9 @@ impl Attachment {
 
     /// In a forked child: this is the parent's. Async-signal-safe.
     pub(super) fn disown(&self) {
-        self.id.set(Id::from_bits(0));
+        // Nobody, but not the 0 of a free lock either: that would be taken for
+        // a lock that this participant holds.
+        self.id.set(Id::new(0, 1));
     }
 
     /// Notes that the lock at the address `lock` was taken over from `dead`.
@@ -256,28 +258,35 @@ impl Attachment {
     }
 
     /// Leaves at the end of the thread, which may hold locks: then the row
-    /// stays until the kernel has marked it, and those who wait inherit.
-    pub(crate) fn leave_at_thread_end(self: Box<Self>) {
+    /// stays until the kernel has marked it, and those who wait inherit. If no
+    /// kernel will, it is given back, for [`Self::mark_dead`].
+    #[must_use]
+    pub(crate) fn leave_at_thread_end(self: Box<Self>) -> Option<NonNull<Self>> {
         if self.holds_nothing() && !self.is_broken() {
-            return self.detach();
-        }
-        if self.outlives_thread.get() {
-            // The life word stays alive; the OFD lock, which goes with the
-            // process, is the one witness left.
-            if let Some(Enlisted { list, node, .. }) = &self.enlisted {
-                // SAFETY: `attach` linked it, on this thread, once.
-                unsafe { list.unlink(*node) };
-            }
-        } else if self.enlisted.is_none() {
-            // No kernel will mark it: this is the last chance to say so.
-            self.life().store(DIED, Ordering::Release);
-            self.table().relay(self.id().index());
-            let _registry = registry::lock();
-            release_claim(&self.mapping, self.id().index());
+            self.detach();
+            return None;
         }
         // The node must stay mapped until the kernel has walked the list, and
         // a guard in another thread-local may still point here.
-        std::mem::forget(self);
+        let this = Box::leak(self);
+        if this.outlives_thread.get() {
+            // The life word stays alive; the OFD lock, which goes with the
+            // process, is the one witness left.
+            if let Some(Enlisted { list, node, .. }) = &this.enlisted {
+                // SAFETY: `attach` linked it, on this thread, once.
+                unsafe { list.unlink(*node) };
+            }
+            return None;
+        }
+        this.enlisted.is_none().then(|| NonNull::from(this))
+    }
+
+    /// Says that the thread is dead, of which no guard will be dropped any more.
+    pub(crate) fn mark_dead(&self) {
+        self.life().store(DIED, Ordering::Release);
+        self.table().relay(self.id().index());
+        let _registry = registry::lock();
+        release_claim(&self.mapping, self.id().index());
     }
 }
 
@@ -309,8 +318,8 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
     let used = mapping.rows();
     for index in 1..=used {
         let life = mapping.life_word(index).load(Ordering::Acquire);
-        let free = life == 0 || life & OWNER_DIED != 0;
-        if free && may_reuse(table, index, life, tid) && try_claim(mapping, index)? {
+        let differs = life == 0 || last_tid(table, index) != Some(tid);
+        if is_free(life) && differs && may_reuse(table, index, life) && try_claim(mapping, index)? {
             return Ok(Claim { mapping, index });
         }
     }
@@ -321,29 +330,35 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
             return Ok(claim);
         }
     }
-    // All rows look alive. Deaths that the kernel did not mark show here.
+    // Only now those whose last user had the same TID (the first process of a
+    // container always has): a sleeper that missed the death sees the life word
+    // as it was, and notices on its heartbeat. Deaths that the kernel did not
+    // mark show here, too.
     for index in 1..=used {
         let life = mapping.life_word(index).load(Ordering::Acquire);
-        if consult_witness(mapping, index, life)
-            && may_reuse(table, index, DIED, tid)
-            && try_claim(mapping, index)?
-        {
+        let free = is_free(life) || bury_if_gone(mapping, index, life);
+        if free && may_reuse(table, index, DIED) && try_claim(mapping, index)? {
             return Ok(Claim { mapping, index });
         }
     }
     Err(AttachError::Full { capacity: table.capacity() })
 }
 
-/// Whether a row that is not in use may be used by thread `tid`.
-fn may_reuse(table: Table, index: u32, life: u32, tid: u32) -> bool {
+fn is_free(life: u32) -> bool {
+    life == 0 || life & OWNER_DIED != 0
+}
+
+/// The TID of the last user of a row.
+fn last_tid(table: Table, index: u32) -> Option<u32> {
+    let last = Id::new(index, table.row(index)?.generation.load(Ordering::Acquire));
+    table.identity(last).map(|identity| identity.tid)
+}
+
+/// Whether a row that is not in use may be used again.
+fn may_reuse(table: Table, index: u32, life: u32) -> bool {
     let Some(row) = table.row(index) else { return false };
     if life == 0 {
         return true;
-    }
-    // A sleeper that missed the death must see the life word differ.
-    let last = Id::new(index, row.generation.load(Ordering::Acquire));
-    if table.identity(last).is_some_and(|identity| identity.tid == tid) {
-        return false;
     }
     // In private memory `lock` is an address, perhaps of a stack that is gone
     // (the other threads of a process that forked). Such a row stays dead, and
@@ -399,21 +414,29 @@ fn enlist(mapping: &Mapping, index: u32) -> Result<Option<Enlisted>, AttachError
     Ok(Some(Enlisted { list, node: node.cast(), _pair: pair }))
 }
 
-/// What stays the same for all threads of a process.
+/// Locked by who holds the registry's lock, so that `fork` never copies it
+/// locked.
+static PROCESS: Mutex<Option<Identity>> = Mutex::new(None);
+
+/// What stays the same for all threads of a process. The caller holds the
+/// registry's lock.
 fn process_identity() -> Identity {
-    static CACHE: Mutex<Option<Identity>> = Mutex::new(None);
-    let pid = process::pid();
-    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-    // A forked child finds its parent's.
-    if cache.as_ref().is_none_or(|identity| identity.pid != pid) {
-        *cache = Some(Identity {
-            pid,
-            pid_namespace: process::pid_namespace(),
-            start_time: process::start_time(),
-            ..Identity::default()
-        });
+    let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+    let read = || Identity {
+        pid: process::pid(),
+        pid_namespace: process::pid_namespace(),
+        start_time: process::start_time(),
+        ..Identity::default()
+    };
+    process.get_or_insert_with(read).clone()
+}
+
+/// In a forked child, which is another process, even if it has its parent's
+/// PID as the first one of a new namespace. Async-signal-safe.
+pub(super) fn forget_process_identity() {
+    if let Ok(mut process) = PROCESS.try_lock() {
+        *process = None;
     }
-    cache.clone().unwrap_or_default()
 }
 
 /// Joins the segment as a new participant.
@@ -422,8 +445,8 @@ pub(crate) fn attach(
     reclaim: Reclaim,
 ) -> Result<Box<Attachment>, AttachError> {
     let tid = process::tid();
-    let identity = Identity { tid, name: process::thread_name(), ..process_identity() };
     let registry = registry::lock();
+    let identity = Identity { tid, name: process::thread_name(), ..process_identity() };
     let claim = claim(mapping, tid)?;
     let index = claim.index;
     let table = Table::new(mapping);
@@ -468,7 +491,10 @@ pub(crate) fn attach(
     if lock != 0 {
         if let Err(corrupted) = reclaim(&attachment, lock) {
             attachment.mark_broken();
-            attachment.leave_at_thread_end();
+            if let Some(attachment) = attachment.leave_at_thread_end() {
+                // SAFETY: it was leaked.
+                unsafe { attachment.as_ref() }.mark_dead();
+            }
             return Err(corrupted.into());
         }
         row.lock.store(0, Ordering::Release);

@@ -1,16 +1,17 @@
 //! Which row the calling thread has in the segment around an address.
 #![allow(unsafe_code)]
 
-use super::attach::{AttachError, Attachment, Reclaim, attach};
+use super::attach::{AttachError, Attachment, Reclaim, attach, forget_process_identity};
 use crate::memory::map::Mapping;
 use crate::memory::registry::{self, Found};
+use crate::sys::atomic::AtomicU32;
 use crate::sys::process;
 use crate::sys::robust_list::RobustList;
 use core::cell::{Cell, RefCell};
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, Range};
 use core::ptr::NonNull;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 /// The calling thread's attachment to some segment. It stays on its thread.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +72,7 @@ impl Drop for Leave {
     fn drop(&mut self) {
         HOT.set(COLD);
         let entries = ALL.with(|all| all.take());
+        let mut unmarked = Vec::new();
         for entry in entries {
             // SAFETY: the entries own their attachments, and both places that
             // hand them out have just been emptied; a `Current` in a guard
@@ -78,10 +80,35 @@ impl Drop for Leave {
             // not freed.
             let attachment = unsafe { Box::from_raw(entry.attachment.as_ptr()) };
             if attachment.is_of_this_process() {
-                attachment.leave_at_thread_end();
+                unmarked.extend(attachment.leave_at_thread_end());
             } else {
                 std::mem::forget(attachment);
             }
+        }
+        if !unmarked.is_empty() {
+            // Not yet: a thread-local that goes later may hold a guard.
+            let unmarked = Box::into_raw(Box::new(unmarked));
+            if !process::after_thread_locals(mark_dead, unmarked.cast()) {
+                // SAFETY: nobody else has taken it.
+                unsafe { mark_dead(unmarked.cast()) };
+            }
+        }
+    }
+}
+
+/// # Safety
+///
+/// `unmarked` is a `Box<Vec<NonNull<Attachment>>>`, which this takes, of leaked
+/// attachments of the calling thread.
+unsafe extern "C" fn mark_dead(unmarked: *mut core::ffi::c_void) {
+    // SAFETY: by contract.
+    let unmarked = unsafe { Box::from_raw(unmarked.cast::<Vec<NonNull<Attachment>>>()) };
+    for attachment in *unmarked {
+        // SAFETY: by contract.
+        let attachment = unsafe { attachment.as_ref() };
+        // A child that a thread-local's destructor forked ends its thread, too.
+        if attachment.is_of_this_process() {
+            attachment.mark_dead();
         }
     }
 }
@@ -140,8 +167,8 @@ fn join(
     let attachment = match attached {
         Some(attachment) => attachment,
         None => {
-            static FORK_HANDLER: Once = Once::new();
-            FORK_HANDLER.call_once(|| process::at_fork(nothing, nothing, disown_parent));
+            static FORK_HANDLER: AtomicU32 = AtomicU32::new(0);
+            process::at_fork(&FORK_HANDLER, nothing, nothing, disown_parent);
             let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim)?));
             let entry = Entry { range: range.clone(), epoch, attachment };
             ALL.with(|all| all.borrow_mut().push(entry));
@@ -159,6 +186,7 @@ extern "C" fn nothing() {}
 /// find that out from the attachment, so it is not freed.
 extern "C" fn disown_parent() {
     HOT.set(COLD);
+    forget_process_identity();
     // glibc does not. A handler may have forked in the middle of a wait.
     if let Some(list) = RobustList::of_this_thread() {
         list.set_pending(None);

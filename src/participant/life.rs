@@ -4,6 +4,7 @@
 use super::id::Id;
 use super::table::Table;
 use crate::memory::map::Mapping;
+use crate::memory::registry;
 use crate::sys::atomic::Ordering;
 use crate::sys::fault::{Fault, active};
 use crate::sys::robust_list::{DIED, OWNER_DIED};
@@ -73,19 +74,34 @@ impl Table<'_> {
 /// after it is not, so a free byte means that the user of the row as it was is
 /// gone. Rows of this process cannot be judged so: its own locks do not show.
 pub(crate) fn consult_witness(mapping: &Mapping, index: u32, life: u32) -> bool {
+    let _registry = registry::lock();
+    bury_if_gone(mapping, index, life)
+}
+
+/// As [`consult_witness`], for who holds the registry's lock.
+pub(super) fn bury_if_gone(mapping: &Mapping, index: u32, life: u32) -> bool {
     let Some(fd) = mapping.witness() else { return false };
     if mapping.claimed_here(index) {
         return false;
     }
-    if !matches!(ofd_lock::locked_elsewhere(fd, witness_byte(index)), Ok(false)) {
+    let byte = witness_byte(index);
+    if !matches!(ofd_lock::locked_elsewhere(fd, byte), Ok(false)) {
+        return false;
+    }
+    // The byte is held meanwhile, lest somebody with the same TID re-use the
+    // row and be marked dead in its last user's stead. (Within this process
+    // the registry's lock sees to that.)
+    if !matches!(ofd_lock::try_lock(fd, byte), Ok(true)) {
         return false;
     }
     // AcqRel: the mark hands on what the dead wrote, as the kernel's does. A
     // failure means that the kernel, or a re-user, was faster.
     let table = Table::new(mapping);
-    let Some(word) = table.life(index) else { return false };
-    if word.compare_exchange(life, DIED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+    if let Some(word) = table.life(index)
+        && word.compare_exchange(life, DIED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    {
         table.relay(index);
     }
+    ofd_lock::unlock(fd, byte);
     true
 }

@@ -1,6 +1,7 @@
 //! Who this process and thread are, and what happens to them at `fork`.
 #![allow(unsafe_code)]
 
+use super::atomic::{AtomicU32, Ordering};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -53,11 +54,52 @@ pub(crate) fn page_size() -> usize {
 }
 
 /// Has `fork` call `prepare` before, and `parent` and `child` after, in the
-/// thread that forks. The child handler must be async-signal-safe.
-pub(crate) fn at_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
+/// thread that forks; `done` keeps it from being said again. The child handler
+/// must be async-signal-safe, and all of them bear to be called twice in a row:
+/// two threads may say it at the same time. (A `Once` would have a child wait
+/// for ever for a thread that does not exist in it.)
+pub(crate) fn at_fork(
+    done: &AtomicU32,
+    prepare: extern "C" fn(),
+    parent: extern "C" fn(),
+    child: extern "C" fn(),
+) {
+    // Acquire pairs with the Release below: who sees it done has it done.
+    if done.load(Ordering::Acquire) != 0 {
+        return;
+    }
     // SAFETY: the three are functions of this crate, which is never unloaded
     // (a cdylib that is would have its handlers removed by glibc on dlclose,
     // by its DSO handle).
     let failed = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     assert!(failed == 0, "heirlock: pthread_atfork: out of memory");
+    done.store(1, Ordering::Release);
+}
+
+/// Has `destroy`, always the same one, called with `what` when the calling
+/// thread ends, after the destructors of its thread-locals. `false` if that
+/// cannot be had.
+pub(crate) fn after_thread_locals(
+    destroy: unsafe extern "C" fn(*mut libc::c_void),
+    what: *mut libc::c_void,
+) -> bool {
+    /// The key, plus one; 0 before there is one.
+    static KEY: AtomicU32 = AtomicU32::new(0);
+    let mut key = KEY.load(Ordering::Acquire);
+    if key == 0 {
+        let mut new = 0;
+        // SAFETY: `new` is written; the destructor is a function of this crate,
+        // which is never unloaded.
+        if unsafe { libc::pthread_key_create(&raw mut new, Some(destroy)) } != 0 {
+            return false;
+        }
+        key = new + 1;
+        if let Err(first) = KEY.compare_exchange(0, key, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: nobody else has seen this key.
+            unsafe { libc::pthread_key_delete(new) };
+            key = first;
+        }
+    }
+    // SAFETY: the key was created, and is never deleted.
+    unsafe { libc::pthread_setspecific(key - 1, what) == 0 }
 }
