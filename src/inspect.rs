@@ -223,7 +223,9 @@ impl Rows {
         })
     }
 
-    fn queue(&self, tail: u32) -> (Vec<Participant>, Option<&'static str>) {
+    /// The queue that ends at row `tail`. `left` is how many members all queues
+    /// together can still have.
+    fn queue(&self, tail: u32, left: &mut usize) -> (Vec<Participant>, Option<&'static str>) {
         let mut queue = Vec::new();
         let mut index = tail;
         let broken = loop {
@@ -234,6 +236,10 @@ impl Rows {
             if queue.len() == self.rows.len() {
                 break Some("is a cycle");
             }
+            if *left == 0 {
+                break Some("shares its members with others");
+            }
+            *left -= 1;
             let id = Id::from_bits(row.waiting_as.load(Relaxed));
             if id.index() != index {
                 break Some("has a member under another's id");
@@ -297,9 +303,12 @@ impl Snapshot {
         offsets.sort_unstable();
         offsets.dedup();
         let mut locks = Vec::new();
+        // A row is in one queue, or was seen in a second one meanwhile.
+        let mut members = 2 * rows.rows.len();
         for offset in offsets {
             if layout.holds_lock(offset) {
-                locks.push(LockView::new(offset, &read(fd, offset as usize)?, &rows));
+                let words = read(fd, offset as usize)?;
+                locks.push(LockView::new(offset, &words, &rows, &mut members));
             }
         }
         let mut participants = Vec::new();
@@ -352,7 +361,8 @@ impl ParticipantView {
         let lock = row.lock.load(Relaxed);
         let participant = Participant(id);
         let busy_with = (lock != 0).then(|| {
-            let at = locks.iter().find(|view| view.offset == lock);
+            let at = locks.binary_search_by_key(&lock, |view| view.offset);
+            let at = at.ok().map(|at| &locks[at]);
             let state = WaitState::from_bits(row.state.load(Relaxed));
             WaitView {
                 lock,
@@ -381,9 +391,9 @@ impl ParticipantView {
 }
 
 impl LockView {
-    fn new(offset: u64, words: &LockWords, rows: &Rows) -> Self {
+    fn new(offset: u64, words: &LockWords, rows: &Rows, members: &mut usize) -> Self {
         let owner = Id::from_bits(words.owner.load(Relaxed));
-        let (queue, broken) = rows.queue(words.tail.load(Relaxed));
+        let (queue, broken) = rows.queue(words.tail.load(Relaxed), members);
         Self {
             offset,
             owner: (!owner.is_nobody()).then_some(Participant(owner.plain())),

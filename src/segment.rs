@@ -230,8 +230,8 @@ impl Segment<()> {
     ///
     /// # Errors
     ///
-    /// [`SegmentError::NotASegment`] if it is a file of another kind, which
-    /// then stays; [`SegmentError::NotFound`]; [`SegmentError::Io`].
+    /// [`SegmentError::NotASegment`] or [`SegmentError::NotAFile`] if it is
+    /// something else, which then stays; [`SegmentError::NotFound`]; [`SegmentError::Io`].
     ///
     /// # Examples
     ///
@@ -248,6 +248,12 @@ impl Segment<()> {
         let path = path.as_ref();
         let fd = shm::open_read_only(path)
             .map_err(|source| SegmentError::of_path("open", path, source))?;
+        // Also an empty file may go, but not a device that reads as empty.
+        let stat =
+            shm::stat(fd.as_fd()).map_err(|source| SegmentError::of_path("stat", path, source))?;
+        if !stat.regular {
+            return Err(SegmentError::NotAFile);
+        }
         let mut found = [0; 8];
         let len = shm::read_at(fd.as_fd(), &mut found, 0)
             .map_err(|source| SegmentError::of_path("read", path, source))?;

@@ -192,17 +192,26 @@ impl<'a> QueueGuard<'a> {
         Ok(found)
     }
 
-    /// Row `index` saw its predecessor dead: steps over it, if that is so.
+    /// Row `index` saw its predecessor dead: steps over it, and over the dead
+    /// in front of it.
     pub(super) fn splice_predecessor_of(&self, index: u32) -> Result<(), Corrupted> {
         let row = self.row(index)?;
-        let prev = row.prev.load(SeqCst);
-        if prev != 0 {
-            let life = self.table().life(prev).ok_or(BAD_ROW)?;
-            if died(life.load(SeqCst)) {
-                row.prev.store(self.row(prev)?.prev.load(SeqCst), SeqCst);
+        // Each round is over another one, unless they stand in a circle.
+        for _ in 0..=self.table().capacity() {
+            let prev = row.prev.load(SeqCst);
+            if prev == 0 {
+                return Ok(());
             }
+            if prev == index {
+                break;
+            }
+            let life = self.table().life(prev).ok_or(BAD_ROW)?;
+            if !died(life.load(SeqCst)) {
+                return Ok(());
+            }
+            row.prev.store(self.row(prev)?.prev.load(SeqCst), SeqCst);
         }
-        Ok(())
+        Err(CYCLE)
     }
 }
 

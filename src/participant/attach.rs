@@ -326,7 +326,7 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
     for index in used + 1..=table.capacity() {
         if try_claim(mapping, index)? {
             let claim = Claim { mapping, index };
-            reserve_life_page(mapping, index)?;
+            reserve_life_pages(mapping, used, index)?;
             return Ok(claim);
         }
     }
@@ -380,11 +380,19 @@ fn try_claim(mapping: &Mapping, index: u32) -> Result<bool, AttachError> {
     Ok(claimed)
 }
 
-fn reserve_life_page(mapping: &Mapping, index: u32) -> Result<(), AttachError> {
+/// Reserves the page of row `index`, which the caller has claimed, and of the
+/// rows from `used` on that it passed over: others had claimed them, but may
+/// have been killed before they reserved anything.
+fn reserve_life_pages(mapping: &Mapping, used: u32, index: u32) -> Result<(), AttachError> {
     let layout = mapping.layout();
     if let Some(fd) = mapping.file() {
-        shm::reserve(fd, layout.life_page(index) as u64, layout.page_size as u64)
-            .map_err(io_error("reserve a page"))?;
+        let page = |index| layout.life_page(index) as u64;
+        let (passed_over, own) = (page(used + 1), page(index));
+        shm::reserve(fd, own, layout.page_size as u64).map_err(io_error("reserve a page"))?;
+        if passed_over != own {
+            shm::reserve_in_use(fd, passed_over, own - passed_over)
+                .map_err(io_error("reserve a page"))?;
+        }
     }
     // Release pairs with the Acquire in `Mapping::rows`: a row below the mark
     // has its page.

@@ -84,11 +84,22 @@ pub(crate) fn reopen(fd: BorrowedFd) -> io::Result<OwnedFd> {
 /// Where the filesystem knows no `fallocate` the range is written with zeros,
 /// so it must not hold anything yet.
 pub(crate) fn reserve(fd: BorrowedFd, offset: u64, len: u64) -> io::Result<()> {
+    if allocate(fd, offset, len)? { Ok(()) } else { write_zeros(fd, offset, len) }
+}
+
+/// As [`reserve`], for pages that others may be using: where the filesystem
+/// knows no `fallocate` they are left to them.
+pub(crate) fn reserve_in_use(fd: BorrowedFd, offset: u64, len: u64) -> io::Result<()> {
+    allocate(fd, offset, len).map(drop)
+}
+
+/// `fallocate`; `false` where the filesystem does not know it.
+fn allocate(fd: BorrowedFd, offset: u64, len: u64) -> io::Result<bool> {
     loop {
         match fs::fallocate(fd, FallocateFlags::KEEP_SIZE, offset, len) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return write_zeros(fd, offset, len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
             Err(error) => return Err(error.into()),
         }
     }
