@@ -5,13 +5,14 @@
 //! Enqueuing needs no guard; everything else does.
 
 use super::wait::{self, Watched};
-use super::word::{GUARD_PARKED, LockWords, WaitState, guard_holder};
+use super::word::{Editor, LockWords, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
 use crate::participant::life::died;
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::SeqCst;
+use crate::sys::fault::{Fault, active};
 use crate::sys::futex;
 
 const BAD_ROW: Corrupted = Corrupted("a queue names a row that does not exist");
@@ -46,31 +47,28 @@ impl<'a> QueueGuard<'a> {
     /// Waits for the guard. Its holder is inside an edit, which is short,
     /// unless it was stopped or is dead; over a dead one's the guard is taken.
     pub(super) fn take(words: &'a LockWords, me: &'a Attachment) -> Result<Self, Corrupted> {
-        let index = me.id().index();
         let table = me.table();
+        let mine = Editor::new(me.id());
         let mut spins = wait::spins();
         loop {
-            let guard = words.guard.load(SeqCst);
-            let holder = guard_holder(guard);
-            let take = |parked| {
-                words.guard.compare_exchange(guard, index | parked, SeqCst, SeqCst).is_ok()
+            let editor = Editor::from_bits(words.guard.load(SeqCst));
+            let replace = |new: Editor| {
+                words.guard.compare_exchange(editor.bits(), new.bits(), SeqCst, SeqCst).is_ok()
             };
-            if holder == 0 {
-                if take(0) {
+            let row = editor.row();
+            // Nobody edits, or a former user of this row was killed while it
+            // did. Sleepers keep their wake: it passes on with the bit.
+            if row == 0 || row == mine.row() {
+                if replace(mine.in_place_of(editor)) {
                     break;
                 }
                 continue;
             }
-            if holder == index {
-                // A former user of this row was killed while it held it.
-                break;
-            }
-            let life = table.life(holder).ok_or(Corrupted("a queue guard names no row"))?;
+            let life = table.life(row).ok_or(Corrupted("a queue guard names no row"))?;
             let life = life.load(SeqCst);
-            if died(life) {
-                // Sleepers keep their wake: it passes on with the bit.
-                let taken = take(guard & GUARD_PARKED);
-                table.relay(holder);
+            if died(life) && !active(Fault::NoGuardTakeover) {
+                let taken = replace(mine.in_place_of(editor));
+                table.relay(row);
                 if taken {
                     break;
                 }
@@ -81,12 +79,11 @@ impl<'a> QueueGuard<'a> {
                 core::hint::spin_loop();
                 continue;
             }
-            let parked = guard | GUARD_PARKED;
-            if guard == parked
-                || words.guard.compare_exchange(guard, parked, SeqCst, SeqCst).is_ok()
-            {
-                let watched = Watched { index: holder, life };
-                wait::sleep(me, (&words.guard, parked), watched, None)?;
+            // Or else the row has a new user, who has yet to clear up: it takes
+            // the guard, and gives it back.
+            if editor.is_awaited() || replace(editor.awaited()) {
+                let watched = Watched { index: row, life };
+                wait::sleep(me, (&words.guard, editor.awaited().bits()), watched, None)?;
             }
         }
         Ok(Self { words, me })
@@ -153,7 +150,7 @@ impl<'a> QueueGuard<'a> {
         let mut head = 0;
         self.walk(|index, _| {
             head = index;
-            Ok(true)
+            Ok(!active(Fault::Lifo))
         })?;
         if head == 0 {
             return Ok(None);
@@ -217,7 +214,8 @@ impl<'a> QueueGuard<'a> {
 
 impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        if self.words.guard.swap(0, SeqCst) & GUARD_PARKED != 0 {
+        let last = Editor::from_bits(self.words.guard.swap(0, SeqCst));
+        if last.is_awaited() && !active(Fault::NoGuardWake) {
             futex::wake_all(&self.words.guard);
         }
     }

@@ -105,7 +105,7 @@ impl RawMutex {
         if owner.compare_exchange(0, me.id().bits(), SeqCst, Relaxed).is_err() {
             return Ok(false);
         }
-        if tail.load(SeqCst) != 0 {
+        if tail.load(SeqCst) != 0 && !active(Fault::NoSettle) {
             self.settle_barge(me)?;
         }
         Ok(true)
@@ -252,11 +252,13 @@ impl RawMutex {
         }
         match me.table().fate(owner) {
             Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
-            Fate::Alive(life) => Ok(Look::Watch(Watched { index: owner.index(), life })),
-            Fate::Dead => {
+            Fate::Alive(life) if !active(Fault::Usurping) => {
+                Ok(Look::Watch(Watched { index: owner.index(), life }))
+            }
+            Fate::Alive(_) | Fate::Dead => {
                 me.table().relay(owner.index());
                 let taken = take(me.id().as_heir());
-                if taken {
+                if taken && !active(Fault::NotTold) {
                     me.inherit(self.address(), owner.plain());
                 }
                 Ok(if taken { Look::Mine } else { Look::Again })
@@ -299,7 +301,9 @@ impl RawMutex {
         if owner.plain() == me.id() {
             return Ok(());
         }
-        if let Unlinked::Before(successor) = unlinked {
+        if let Unlinked::Before(successor) = unlinked
+            && !active(Fault::NoNudgeOnGiveUp)
+        {
             wait::nudge(me.table(), successor)?;
         }
         Err(Failed::TimedOut)
@@ -343,8 +347,7 @@ impl RawMutex {
         }
         if owner.inherited()
             && let Some(inheritance) = me.disinherit(self.address())
-            && std::thread::panicking()
-            && !inheritance.unwinding
+            && (std::thread::panicking() && !inheritance.unwinding || active(Fault::ToldAgain))
         {
             // As if the dead one still had it: so the next one is told again.
             self.0.owner.store(inheritance.dead.bits(), SeqCst);
@@ -379,7 +382,9 @@ impl RawMutex {
             // The hand-over: one store. Dying right behind it leaves an owner
             // that watches this thread.
             self.0.owner.store(oldest.id.bits(), SeqCst);
-            guard.unlink(oldest.index)?;
+            if !active(Fault::NoUnlinkInGrant) {
+                guard.unlink(oldest.index)?;
+            }
             Ok(Some(oldest))
         })?;
         match granted {
@@ -404,8 +409,10 @@ impl RawMutex {
             guard.oldest()
         })?;
         match oldest {
-            Some(oldest) => wait::nudge(me.table(), oldest.index),
-            None => Ok(()),
+            Some(oldest) if !active(Fault::NoNudgeOnRelease) => {
+                wait::nudge(me.table(), oldest.index)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::sys::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 use crate::sys::clock::Deadline;
-use crate::sys::fault::{Fault, active};
+use crate::sys::fault::{self, Fault, active};
 use crate::sys::futex::{self, Woken};
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ pub(super) fn sleep(
 ) -> Result<Slept, Corrupted> {
     let table = me.table();
     let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
-    let heartbeat = Deadline::after(HEARTBEAT);
+    let heartbeat = Deadline::after(fault::heartbeat(HEARTBEAT));
     let until = match (deadline, heartbeat) {
         (Some(deadline), Some(heartbeat)) => deadline.min(heartbeat),
         (None, Some(heartbeat)) => heartbeat,
@@ -88,7 +88,7 @@ pub(super) fn sleep(
     let slept = loop {
         // In every round, because a robust pthread mutex that is used in a
         // signal handler clears it.
-        if !active(Fault::NoRelay) {
+        if !active(Fault::NoRelay) && !active(Fault::NoPending) {
             me.publish_watch(Some((life, watched.life)));
         }
         match futex::wait_pair((word, value), (life, watched.life), until) {

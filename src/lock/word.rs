@@ -3,7 +3,9 @@
 
 use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
 use crate::memory::map::Mapping;
+use crate::participant::id::Id;
 use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
 
 /// A lock: 16 bytes, of which all zero means unlocked.
@@ -12,7 +14,7 @@ use zerocopy::FromBytes;
 /// |---|---|---|---|
 /// | `owner` | id of the owner, with INHERITED if it took over from a dead one; 0 free | the new owner itself, or the old one when it hands over | the owner |
 /// | `tail` | row of the newest waiter, 0 no queue | who enqueues | who holds the guard |
-/// | `guard` | row of the thread that edits the queue, 0 none; bit 31 if somebody sleeps on it | that thread; by CAS over a dead one's | that thread |
+/// | `guard` | the thread that edits the queue, 0 none; see [`Editor`] | that thread; by CAS over a dead one's | that thread |
 #[derive(FromBytes, Debug)]
 #[repr(C)]
 pub(crate) struct LockWords {
@@ -56,16 +58,61 @@ impl LockWords {
 
     /// The row of the thread that edits the queue, 0 for none.
     pub(crate) fn guard_holder(&self) -> u32 {
-        guard_holder(self.guard.load(Ordering::SeqCst))
+        Editor::from_bits(self.guard.load(Ordering::SeqCst)).row()
     }
 }
 
-/// The bit of a guard word that says that somebody sleeps on it.
-pub(super) const GUARD_PARKED: u32 = 1 << 31;
+/// A guard word: who edits the queue.
+///
+/// ```text
+///    31   30          16 15    0
+/// +------+--------------+-------+
+/// | SLEEP| generation   |  row  |
+/// +------+--------------+-------+
+/// ```
+///
+/// Row 0 is nobody; SLEEP is set if somebody sleeps on the word. The 15 low
+/// bits of the generation tell a dead editor from who re-uses its row, and
+/// with it its guard, to clear up: whoever saw the former dead, and is about to
+/// replace it, must fail once the latter edits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Editor(u32);
 
-/// The row in a guard word.
-pub(super) const fn guard_holder(guard: u32) -> u32 {
-    guard & !GUARD_PARKED
+const SLEEP: u32 = 1 << 31;
+
+impl Editor {
+    pub(super) fn new(id: Id) -> Self {
+        let generation = if active(Fault::GuardOfRow) { 0 } else { id.generation() as u32 };
+        Self(generation << 16 & !SLEEP | id.index())
+    }
+
+    pub(super) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(super) const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The row, 0 for nobody.
+    pub(super) const fn row(self) -> u32 {
+        self.0 & 0xffff
+    }
+
+    /// Whether somebody sleeps on the word.
+    pub(super) const fn is_awaited(self) -> bool {
+        self.0 & SLEEP != 0
+    }
+
+    /// The same, with somebody asleep on the word.
+    pub(super) const fn awaited(self) -> Self {
+        Self(self.0 | SLEEP)
+    }
+
+    /// This editor in the other's place, with the other's sleepers.
+    pub(super) const fn in_place_of(self, other: Self) -> Self {
+        Self(self.0 | other.0 & SLEEP)
+    }
 }
 
 /// A row's `state`: which wait of the row it is about, and how that stands.
@@ -133,6 +180,20 @@ impl WaitState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_editor_is_a_row_and_which_user_of_it() {
+        for (row, generation) in [(1, 1), (0xffff, 0x7fff), (7, u64::MAX >> 20)] {
+            let editor = Editor::new(Id::new(row, generation));
+            assert_eq!(editor.row(), row);
+            assert!(!editor.is_awaited() && editor.awaited().is_awaited());
+            let next = Editor::new(Id::new(row, generation.wrapping_add(1)));
+            assert_ne!(editor, next);
+            assert_eq!(next.in_place_of(editor.awaited()), next.awaited());
+            assert_eq!(next.in_place_of(editor), next);
+        }
+        assert_eq!(Editor::from_bits(0).awaited().row(), 0);
+    }
 
     #[test]
     fn rounds_and_codes_keep_apart() {

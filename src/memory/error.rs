@@ -98,11 +98,9 @@ impl fmt::Display for SegmentError {
                 write!(f, "cannot {step} {}: {source}", path.display())
             }
             Self::Io { step, path: None, source } => write!(f, "cannot {step} segment: {source}"),
-            Self::NotFound { path } => write!(
-                f,
-                "{}: no such file; create it with Segment::open_or_create",
-                path.display()
-            ),
+            Self::NotFound { path } => {
+                write!(f, "{}: no such file (or no such directory)", path.display())
+            }
             Self::AlreadyExists { path } => write!(
                 f,
                 "{} exists already; use Segment::open or open_or_create, or unlink it",

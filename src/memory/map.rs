@@ -28,7 +28,7 @@ pub(crate) struct Mapping {
     memory: MmapRaw,
     layout: Layout,
     /// The file; `None` in process-private memory.
-    fd: Option<OwnedFd>,
+    fd: Option<Arc<OwnedFd>>,
     path: Option<PathBuf>,
     /// The description on which this process holds its rows' OFD locks, -1
     /// before there is one. It is never handed out, so that nobody else can
@@ -50,7 +50,7 @@ impl fmt::Debug for Mapping {
 }
 
 impl Mapping {
-    fn new(memory: MmapRaw, layout: Layout, fd: Option<OwnedFd>, path: Option<&Path>) -> Self {
+    fn new(memory: MmapRaw, layout: Layout, fd: Option<Arc<OwnedFd>>, path: Option<&Path>) -> Self {
         let words = layout.capacity as usize / 64 + 1;
         Self {
             memory,
@@ -108,7 +108,7 @@ impl Mapping {
 
     /// The file.
     pub(crate) fn file(&self) -> Option<BorrowedFd<'_>> {
-        self.fd.as_ref().map(AsFd::as_fd)
+        self.fd.as_deref().map(AsFd::as_fd)
     }
 
     /// The rows used so far.
@@ -364,19 +364,19 @@ impl Request<'_> {
         may_finish: bool,
         created: bool,
     ) -> Result<Option<Arc<Mapping>>, SegmentError> {
+        let fd = Arc::new(fd);
         let mut state = self.look(fd.as_fd())?;
         if let State::Unfinished = state {
             if !may_finish {
                 return Err(SegmentError::Unfinished);
             }
-            let own =
-                fd.try_clone().map_err(SegmentError::io("duplicate the descriptor of the"))?;
-            let _creator = CreatorLock::take(own.as_fd())?;
-            let links = shm::stat(own.as_fd()).map_err(SegmentError::io("stat"))?.links;
+            let creator = Arc::clone(&fd);
+            let _creator = CreatorLock::take(creator.as_fd())?;
+            let links = shm::stat(fd.as_fd()).map_err(SegmentError::io("stat"))?.links;
             if path.is_some() && links == 0 {
                 return Ok(None);
             }
-            state = self.look(own.as_fd())?;
+            state = self.look(fd.as_fd())?;
             if let State::Unfinished = state {
                 return self.finish(fd, path, created).map(Some);
             }
@@ -388,7 +388,11 @@ impl Request<'_> {
         Ok(Some(mapping))
     }
 
-    fn map(fd: OwnedFd, path: Option<&Path>, layout: Layout) -> Result<Arc<Mapping>, SegmentError> {
+    fn map(
+        fd: Arc<OwnedFd>,
+        path: Option<&Path>,
+        layout: Layout,
+    ) -> Result<Arc<Mapping>, SegmentError> {
         let memory =
             shm::map_shared(fd.as_fd(), layout.total).map_err(SegmentError::io("map the"))?;
         Ok(Arc::new(Mapping::new(memory, layout, Some(fd), path)))
@@ -399,29 +403,28 @@ impl Request<'_> {
     /// file that is empty or whose header does not say that it is ready.
     fn finish(
         &mut self,
-        fd: OwnedFd,
+        fd: Arc<OwnedFd>,
         path: Option<&Path>,
         created: bool,
     ) -> Result<Arc<Mapping>, SegmentError> {
+        let undo = Undo(path.filter(|_| created));
         let page = process::page_size();
         let Wanted { capacity, value_size, value_align, .. } = self.wanted;
         let layout =
             Layout::new(capacity, page, value_size, value_align).ok_or(SegmentError::TooLarge)?;
-        let own = fd.try_clone().map_err(SegmentError::io("duplicate the descriptor of the"))?;
-        let undo = Undo(path.filter(|_| created));
 
+        let file = fd.as_fd();
         let header = self.wanted.header(page, process::boot_id());
-        shm::resize(own.as_fd(), 0).map_err(SegmentError::io("empty the"))?;
-        shm::write_at(own.as_fd(), header.as_bytes(), 0).map_err(SegmentError::io("write the"))?;
-        shm::resize(own.as_fd(), layout.total as u64).map_err(SegmentError::io("size the"))?;
+        shm::resize(file, 0).map_err(SegmentError::io("empty the"))?;
+        shm::write_at(file, header.as_bytes(), 0).map_err(SegmentError::io("write the"))?;
+        shm::resize(file, layout.total as u64).map_err(SegmentError::io("size the"))?;
         // Beyond the header, which is written already.
         let header_len = size_of::<Header>() as u64;
-        shm::reserve(own.as_fd(), header_len, layout.life_offset as u64 - header_len)
+        shm::reserve(file, header_len, layout.life_offset as u64 - header_len)
             .map_err(SegmentError::io("reserve memory for the"))?;
-        let stat = shm::stat(own.as_fd()).map_err(SegmentError::io("stat"))?;
+        let stat = shm::stat(file).map_err(SegmentError::io("stat"))?;
         if path.is_some() && stat.mode != self.mode {
-            shm::set_mode(own.as_fd(), self.mode)
-                .map_err(SegmentError::io("set the mode of the"))?;
+            shm::set_mode(file, self.mode).map_err(SegmentError::io("set the mode of the"))?;
         }
 
         let mapping = Self::map(fd, path, layout)?;

@@ -8,6 +8,7 @@ use crate::memory::error::Corrupted;
 use crate::memory::map::Mapping;
 use crate::memory::registry;
 use crate::sys::atomic::{AtomicU32, Ordering};
+use crate::sys::fault::{Fault, active};
 use crate::sys::robust_list::{DIED, Node, OWNER_DIED, RobustList, TID_MASK, WAITERS};
 use crate::sys::{ofd_lock, process, shm};
 use core::cell::{Cell, RefCell};
@@ -463,7 +464,9 @@ pub(crate) fn attach(
 
     // From here on nothing fails. The generation changes before the life word
     // comes alive: see `Table::fate`.
-    let generation = next_generation(row.generation.load(Ordering::Relaxed));
+    let last = row.generation.load(Ordering::Relaxed);
+    let same = last != 0 && active(Fault::SameGeneration);
+    let generation = if same { last } else { next_generation(last) };
     row.generation.store(generation, Ordering::Release);
     let id = Id::new(index, generation);
     table.write_identity(id, &identity);
@@ -496,7 +499,7 @@ pub(crate) fn attach(
     // as the word has a TID again the kernel no longer passes it on.
     table.relay(index);
     let lock = row.lock.load(Ordering::Acquire);
-    if lock != 0 {
+    if lock != 0 && !active(Fault::NoReclaim) {
         if let Err(corrupted) = reclaim(&attachment, lock) {
             attachment.mark_broken();
             if let Some(attachment) = attachment.leave_at_thread_end() {

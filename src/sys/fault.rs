@@ -12,42 +12,107 @@ pub(crate) enum Fault {
     /// not publish `list_op_pending` either.
     NoRelay = 1,
     /// A dead owner is taken for a live one.
-    NoDeathCheck = 2,
-    /// A releaser that found a waiter too late does not nudge it, nor does a
-    /// thread that leaves the queue nudge its successor.
-    NoNudge = 3,
+    NoDeathCheck,
+    /// Nobody nudges a waiter.
+    NoNudge,
     /// A hand-over does not wake the sleeping waiter.
-    NoWake = 4,
+    NoWake,
     /// The fast path does not look at the queue: newcomers barge past it.
-    Barging = 5,
+    Barging,
+    /// A sleeper does not publish `list_op_pending`.
+    NoPending,
+    /// A releaser that found a waiter too late does not nudge it.
+    NoNudgeOnRelease,
+    /// A thread that gives up does not nudge its successor.
+    NoNudgeOnGiveUp,
+    /// The fast path does not look whether somebody queued meanwhile.
+    NoSettle,
+    /// Who hands over leaves the new owner in the queue.
+    NoUnlinkInGrant,
+    /// The guard of a dead editor is waited for.
+    NoGuardTakeover,
+    /// An editor does not wake those who wait for the guard.
+    NoGuardWake,
+    /// The guard is a row's, not a thread's.
+    GuardOfRow,
+    /// A row is re-used while its dead user is still in a queue.
+    NoReclaim,
+    /// A row is re-used under the generation of its dead user.
+    SameGeneration,
+    /// An heir is not told.
+    NotTold,
+    /// The next owner is told once more though the heir released.
+    ToldAgain,
+    /// The head takes a living owner for a dead one.
+    Usurping,
+    /// Last in, first out.
+    Lifo,
 }
 
 #[cfg(heirlock_faults)]
 mod chosen {
     use super::Fault;
     use std::sync::OnceLock;
+    use std::time::Duration;
+
+    const NAMES: &[(&str, Fault)] = &[
+        ("no_relay", Fault::NoRelay),
+        ("no_death_check", Fault::NoDeathCheck),
+        ("no_nudge", Fault::NoNudge),
+        ("no_wake", Fault::NoWake),
+        ("barging", Fault::Barging),
+        ("no_pending", Fault::NoPending),
+        ("no_nudge_on_release", Fault::NoNudgeOnRelease),
+        ("no_nudge_on_give_up", Fault::NoNudgeOnGiveUp),
+        ("no_settle", Fault::NoSettle),
+        ("no_unlink_in_grant", Fault::NoUnlinkInGrant),
+        ("no_guard_takeover", Fault::NoGuardTakeover),
+        ("no_guard_wake", Fault::NoGuardWake),
+        ("guard_of_row", Fault::GuardOfRow),
+        ("no_reclaim", Fault::NoReclaim),
+        ("same_generation", Fault::SameGeneration),
+        ("not_told", Fault::NotTold),
+        ("told_again", Fault::ToldAgain),
+        ("usurping", Fault::Usurping),
+        ("lifo", Fault::Lifo),
+    ];
 
     pub(crate) fn active(fault: Fault) -> bool {
-        static CHOSEN: OnceLock<u32> = OnceLock::new();
-        let chosen = *CHOSEN.get_or_init(|| match std::env::var("HEIRLOCK_FAULT").as_deref() {
-            Err(_) | Ok("" | "none") => 0,
-            Ok("no_relay") => Fault::NoRelay as u32,
-            Ok("no_death_check") => Fault::NoDeathCheck as u32,
-            Ok("no_nudge") => Fault::NoNudge as u32,
-            Ok("no_wake") => Fault::NoWake as u32,
-            Ok("barging") => Fault::Barging as u32,
-            Ok(other) => panic!("HEIRLOCK_FAULT={other} names no fault"),
-        });
-        chosen == fault as u32
+        static CHOSEN: OnceLock<Option<Fault>> = OnceLock::new();
+        let chosen = || match std::env::var("HEIRLOCK_FAULT").as_deref() {
+            Err(_) | Ok("" | "none") => None,
+            Ok(name) => {
+                let known = NAMES.iter().find(|(known, _)| *known == name);
+                Some(known.unwrap_or_else(|| panic!("HEIRLOCK_FAULT={name} names no fault")).1)
+            }
+        };
+        *CHOSEN.get_or_init(chosen) == Some(fault)
+    }
+
+    pub(crate) fn heartbeat(usual: Duration) -> Duration {
+        static CHOSEN: OnceLock<Option<Duration>> = OnceLock::new();
+        let chosen = || {
+            let millis = std::env::var("HEIRLOCK_HEARTBEAT_MS").ok()?;
+            Some(Duration::from_millis(millis.parse().expect("HEIRLOCK_HEARTBEAT_MS: a number")))
+        };
+        CHOSEN.get_or_init(chosen).unwrap_or(usual)
     }
 }
 
 #[cfg(heirlock_faults)]
-pub(crate) use chosen::active;
+pub(crate) use chosen::{active, heartbeat};
 
 /// Whether this build is broken in the way that `fault` names: never.
 #[cfg(not(heirlock_faults))]
 #[inline(always)]
 pub(crate) const fn active(_fault: Fault) -> bool {
     false
+}
+
+/// How often a sleeper looks. The heartbeat repairs, a little later, much of
+/// what the faults break, so builds with faults obey `HEIRLOCK_HEARTBEAT_MS`.
+#[cfg(not(heirlock_faults))]
+#[inline(always)]
+pub(crate) const fn heartbeat(usual: std::time::Duration) -> std::time::Duration {
+    usual
 }
