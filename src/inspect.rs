@@ -284,12 +284,17 @@ impl Snapshot {
     ///
     /// [`InspectError`] says what is there instead of a segment.
     pub fn of(fd: BorrowedFd, locks: &[u64]) -> Result<Self, InspectError> {
-        let stat = shm::stat(fd).map_err(io("stat"))?;
-        if !stat.regular {
+        let stat = || shm::stat(fd).map_err(io("stat"));
+        if !stat()?.regular {
             return Err(SegmentError::NotAFile.into());
         }
-        let header: Header = read(fd, 0)?;
-        let layout = Layout::of_any(&header, stat.size)?;
+        let mut bytes = [0; size_of::<Header>()];
+        if shm::read_at(fd, &mut bytes, 0).map_err(io("read the"))? == 0 {
+            return Err(SegmentError::Unfinished.into());
+        }
+        let header = Header::read_from_bytes(&bytes).expect("the sizes are equal");
+        // The size after the header, for the sake of a creator at work.
+        let layout = Layout::of_any(&header, stat()?.size)?;
 
         let rows_used = header.rows.load(Relaxed).min(layout.capacity);
         let rows = (1..=rows_used)

@@ -1,2 +1,70 @@
-//! x
-fn main() {}
+//! Two demonstrations of heirlock: `counter` has processes share a lock and
+//! kills them while they do; `inspect` shows what is in a segment, also when
+//! everything in it is stuck.
+
+mod cli;
+mod counter;
+mod crew;
+mod inspect;
+mod ledger;
+mod order;
+mod report;
+mod shared;
+mod signals;
+mod worker;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use serde::Serialize;
+use std::error::Error;
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// What anything here returns; the text is for people.
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> ExitCode {
+    let (json, result) = match Cli::parse().command {
+        Command::Counter(args) => (args.json, counter::run(&args)),
+        Command::Inspect(args) => (args.json, inspect::run(&args)),
+        Command::Worker(args) => (false, worker::run(&args).map(|()| ExitCode::SUCCESS)),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("shm-demo: {error}");
+        if json {
+            // Whoever parses the last line gets an object in every case.
+            let _ = print_json(&Failed { outcome: "error", error: error.to_string() });
+        }
+        ExitCode::FAILURE
+    })
+}
+
+/// The JSON of a run that did not get as far as a result.
+#[derive(Serialize)]
+struct Failed {
+    outcome: &'static str,
+    error: String,
+}
+
+/// An error with the path that it is about, which not every error names.
+fn about_path(path: &Path, error: &dyn Error) -> String {
+    let name = path.display().to_string();
+    let text = error.to_string();
+    if text.contains(&name) { text } else { format!("{name}: {text}") }
+}
+
+/// Prints to a standard output that may have been closed (`| head`), which is
+/// no failure.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Prints one object on a line of its own.
+fn print_json(object: &impl Serialize) -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string(object)?))
+}

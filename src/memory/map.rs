@@ -339,8 +339,8 @@ impl Request<'_> {
 
     /// Reads what the file is, changing nothing.
     fn look(&self, fd: BorrowedFd) -> Result<State, SegmentError> {
-        let stat = shm::stat(fd).map_err(SegmentError::io("stat"))?;
-        if !stat.regular {
+        let stat = || shm::stat(fd).map_err(SegmentError::io("stat"));
+        if !stat()?.regular {
             return Err(SegmentError::NotAFile);
         }
         let mut bytes = [0; size_of::<Header>()];
@@ -352,7 +352,8 @@ impl Request<'_> {
         if header.is_unfinished()? {
             return Ok(State::Unfinished);
         }
-        Layout::of(&header, &self.wanted, stat.size).map(State::Ready)
+        // Only now: before it was ready the creator was changing the size.
+        Layout::of(&header, &self.wanted, stat()?.size).map(State::Ready)
     }
 
     /// Makes a mapping of the file, finishing it first if need be and if that

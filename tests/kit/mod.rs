@@ -5,12 +5,15 @@
 #![allow(clippy::disallowed_types, reason = "a counter of the tests' own")]
 
 use heirlock::{Mutex, MutexGuard, Participant, Segment, Snapshot};
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -20,6 +23,10 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
+
+pub(crate) mod sandbox;
+
+use sandbox::Refusal;
 
 /// How long anything may take that ought to take no time.
 pub(crate) const HANG: Duration = Duration::from_secs(30);
@@ -38,28 +45,33 @@ pub(crate) type Role = (&'static str, fn(&[String]));
 pub(crate) fn run(tests: &[&[Test]], roles: &[Role], guard: Duration) -> ! {
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() == Some("--play") {
+        sandbox::enter();
         let name = args.next().expect("--play ROLE");
         let (_, role) = roles
             .iter()
-            .chain(&[("puppet", puppet as fn(&[String]))])
+            .chain(&[("puppet", puppet as fn(&[String])), ("probe", sandbox::probe)])
             .find(|(role, _)| *role == name)
             .unwrap_or_else(|| panic!("no role {name}"));
         role(&args.collect::<Vec<_>>());
         std::process::exit(0);
     }
-    let trial = |(name, test): Test| {
-        Trial::test(name, move || {
-            guarded(name, guard, test);
-            Ok(())
-        })
-    };
+    let trial =
+        |(name, test): Test| Trial::ignorable_test(name, move || Ok(guarded(name, guard, test)));
     let trials = tests.iter().copied().flatten().copied().map(trial).collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
 
+/// The reason of a test that cannot run here.
+struct Skipped(String);
+
+/// Ends a test that cannot run here; it is reported as ignored.
+pub(crate) fn skip(reason: impl Into<String>) -> ! {
+    resume_unwind(Box::new(Skipped(reason.into())))
+}
+
 /// Runs `test`; if it takes longer than `guard`, shows every segment, kills
 /// every child and ends the process.
-fn guarded(name: &'static str, guard: Duration, test: fn()) {
+fn guarded(name: &'static str, guard: Duration, test: fn()) -> Completion {
     let (done, watch) = mpsc::channel::<()>();
     let watchdog = thread::spawn(move || {
         if watch.recv_timeout(guard) == Err(mpsc::RecvTimeoutError::Timeout) {
@@ -70,8 +82,13 @@ fn guarded(name: &'static str, guard: Duration, test: fn()) {
     let result = catch_unwind(AssertUnwindSafe(test));
     drop(done);
     watchdog.join().expect("the watchdog does not panic");
-    if let Err(panic) = result {
-        resume_unwind(panic);
+    match result.map_err(|panic| panic.downcast::<Skipped>()) {
+        Ok(()) => Completion::Completed,
+        Err(Ok(skipped)) => {
+            eprintln!("{name}: skipped: {}", skipped.0);
+            Completion::ignored_with(skipped.0)
+        }
+        Err(Err(panic)) => resume_unwind(panic),
     }
 }
 
@@ -96,6 +113,16 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(start.elapsed() < HANG, "waited {HANG:?} in vain until {what}");
         thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// The message of the panic that `body` ends in.
+#[track_caller]
+pub(crate) fn panic_of<R>(body: impl FnOnce() -> R) -> String {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(body)) else { panic!("it did not panic") };
+    match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => panic.downcast_ref::<&str>().expect("a message").to_string(),
     }
 }
 
@@ -194,6 +221,34 @@ impl Process {
         status
     }
 
+    /// Whether the process exits with 0.
+    pub(crate) fn succeeds(mut self) -> bool {
+        self.wait().success()
+    }
+
+    /// Waits until the process runs another program than this one.
+    pub(crate) fn until_replaced(&self) {
+        let own = std::env::current_exe().expect("the own path");
+        let exe = format!("/proc/{}/exe", self.pid());
+        until("a process runs another program", || {
+            std::fs::read_link(&exe).is_ok_and(|program| program != own)
+        });
+    }
+
+    /// Sends `signal`, which the process handles, and waits until it has begun
+    /// to: so that as many handlers run as signals are sent.
+    pub(crate) fn interrupt(&self, signal: Signal) {
+        self.signal(signal);
+        let status = format!("/proc/{}/status", self.pid());
+        let bit = 1u64 << (signal as i32 - 1);
+        until("a signal is delivered", || {
+            let status = std::fs::read_to_string(&status).expect("the status of a child");
+            let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+            let pending = u64::from_str_radix(pending.expect("ShdPnd").trim(), 16);
+            pending.expect("a signal set") & bit == 0
+        });
+    }
+
     pub(crate) fn pipes(&mut self) -> (ChildStdin, ChildStdout) {
         (self.child.stdin.take().expect("stdin"), self.child.stdout.take().expect("stdout"))
     }
@@ -202,6 +257,82 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// A forked child of a role's process; killed and reaped when dropped.
+pub(crate) struct Forked {
+    pub(crate) pid: Pid,
+    status: Option<WaitStatus>,
+}
+
+/// Runs `body` in a child that exits with 0, or with 101 if `body` panics.
+/// It ends with the calling thread, and by itself if all else fails.
+pub(crate) fn fork(body: impl FnOnce()) -> Forked {
+    fork_orphan(|| {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("PR_SET_PDEATHSIG");
+        body();
+    })
+}
+
+/// As [`fork`], but the child may outlive its parent.
+#[allow(unsafe_code)]
+pub(crate) fn fork_orphan(body: impl FnOnce()) -> Forked {
+    // SAFETY: the child has this thread alone, and goes on to run ordinary
+    // code, which needs what other threads may have held at the fork. The
+    // callers are roles: their processes have no other threads, or only such
+    // as use this crate and atomics; the C library makes its own locks
+    // (malloc's) usable in the child, this crate its own, which is tested.
+    match unsafe { nix::unistd::fork() }.expect("fork") {
+        ForkResult::Parent { child } => Forked { pid: child, status: None },
+        ForkResult::Child => {
+            nix::unistd::alarm::set(2 * HANG.as_secs() as u32);
+            let code = if catch_unwind(AssertUnwindSafe(body)).is_ok() { 0 } else { 101 };
+            // SAFETY: it ends the process, and runs nothing of the parent's.
+            unsafe { libc::_exit(code) }
+        }
+    }
+}
+
+impl Forked {
+    /// Waits for the end of the child.
+    pub(crate) fn wait(&mut self) -> WaitStatus {
+        let status = waitpid(self.pid, None).expect("wait for a forked child");
+        *self.status.insert(status)
+    }
+
+    #[track_caller]
+    pub(crate) fn succeed(mut self) {
+        assert_eq!(self.wait(), WaitStatus::Exited(self.pid, 0));
+    }
+
+    /// SIGKILL, and waits until the child is gone.
+    pub(crate) fn kill(&mut self) {
+        if self.status.is_none() {
+            kill(self.pid, Signal::SIGKILL).expect("kill a forked child");
+            self.wait();
+        }
+    }
+}
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        if self.status.is_none() && kill(self.pid, Signal::SIGKILL).is_ok() {
+            let _ = waitpid(self.pid, None);
+        }
+    }
+}
+
+/// Runs `spawn` where the process that it starts will be the first one of a new
+/// PID namespace.
+pub(crate) fn in_new_pid_namespace<R: Send>(spawn: impl FnOnce() -> R + Send) -> R {
+    // Where a thread's children are to be is the thread's own affair; it cannot
+    // start threads then, and this one has nothing else to do.
+    let spawn = || unshare(CloneFlags::CLONE_NEWPID).map(|()| spawn());
+    match thread::scope(|scope| scope.spawn(spawn).join()) {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => skip(format!("cannot make a PID namespace: {error}")),
+        Err(panic) => resume_unwind(panic),
     }
 }
 
@@ -214,9 +345,59 @@ pub(crate) struct Board {
 
 /// A board for puppets.
 pub(crate) fn board() -> (TempPath, Segment<Board>) {
+    board_of(64)
+}
+
+/// A board for that many threads.
+pub(crate) fn board_of(capacity: u32) -> (TempPath, Segment<Board>) {
     let path = TempPath::new();
-    let segment = Segment::options().capacity(64).create(&path).expect("create");
+    let segment = Segment::options().capacity(capacity).create(&path).expect("create");
     (path, segment)
+}
+
+/// A board, and the sandboxes of the puppets that play on it.
+pub(crate) struct Stage {
+    path: TempPath,
+    pub(crate) segment: Segment<Board>,
+    sandboxes: &'static [Option<Refusal>],
+    puppets: Cell<usize>,
+}
+
+impl Stage {
+    /// Without sandboxes.
+    pub(crate) fn new() -> Self {
+        Self::sandboxed(&[None])
+    }
+
+    /// The first puppet is in the first sandbox, and so on, and around.
+    pub(crate) fn sandboxed(sandboxes: &'static [Option<Refusal>]) -> Self {
+        sandboxes.iter().flatten().for_each(Refusal::require);
+        let (path, segment) = board();
+        Self { path, segment, sandboxes, puppets: Cell::new(0) }
+    }
+
+    pub(crate) fn puppet(&self) -> Puppet {
+        let number = self.puppets.replace(self.puppets.get() + 1);
+        let path = self.path.to_str().expect("a printable path");
+        let mut command = Process::command("puppet", &[path]);
+        if let Some(refusal) = &self.sandboxes[number % self.sandboxes.len()] {
+            refusal.impose(&mut command);
+        }
+        Puppet::from_command(&mut command)
+    }
+
+    pub(crate) fn puppets(&self, count: usize) -> Vec<Puppet> {
+        (0..count).map(|_| self.puppet()).collect()
+    }
+
+    /// Whether the kernel marks the death of each puppet at once.
+    pub(crate) fn marks_deaths(&self) -> bool {
+        !self.sandboxes.contains(&Some(Refusal::ROBUST_LIST))
+    }
+
+    pub(crate) fn owner(&self, lock: usize) -> Option<Participant> {
+        heirlock::owner(&self.segment.locks[lock])
+    }
 }
 
 /// How a puppet got a lock.
@@ -243,6 +424,13 @@ impl Puppet {
     pub(crate) fn spawn(path: &Path) -> Self {
         let path = path.to_str().expect("a printable path");
         Self::from_command(&mut Process::command("puppet", &[path]))
+    }
+
+    /// A puppet that is the first process of a new PID namespace.
+    pub(crate) fn spawn_in_new_pid_namespace(path: &Path) -> Self {
+        let path = path.to_str().expect("a printable path");
+        let mut command = Process::command("puppet", &[path]);
+        in_new_pid_namespace(|| Self::from_command(&mut command))
     }
 
     /// A puppet by a changed command (see [`Process::command`]).
@@ -346,6 +534,34 @@ extern "C" fn count_signal(_: i32) {
     HANDLED.fetch_add(1, Ordering::Relaxed);
 }
 
+#[allow(unsafe_code)]
+extern "C" fn fork_at_signal(_: i32) {
+    // SAFETY: as of `install`: the process has one thread, which is inside a
+    // wait, so neither holds the C library's locks nor this crate's.
+    match unsafe { libc::fork() } {
+        // SAFETY: it ends the child, which ran nothing else.
+        0 => unsafe { libc::_exit(0) },
+        child => {
+            // SAFETY: no status is asked for.
+            while unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) } == -1 {}
+        }
+    }
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+}
+
+fn exec() -> ! {
+    panic!("exec: {}", Command::new("sleep").arg("300").exec())
+}
+
+/// Ends the calling thread, of whose stack nothing is dropped.
+#[allow(unsafe_code)]
+fn end_thread() -> ! {
+    // SAFETY: the thread is a process's first one, whose stack and thread-local
+    // variables stay until the process ends; others may go on to refer to them.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("the thread has ended")
+}
+
 /// The part that [`Puppet`] commands.
 fn puppet(args: &[String]) {
     let segment: Segment<Board> = match args[0].strip_prefix("fd:") {
@@ -354,6 +570,10 @@ fn puppet(args: &[String]) {
     };
     let segment: &'static Segment<Board> = Box::leak(Box::new(segment));
     println!("participant {}", segment.attach().expect("attach").to_bits());
+    serve(segment);
+}
+
+fn serve(segment: &'static Segment<Board>) {
     let mut guards: [Option<MutexGuard<'static, u64>>; 8] = Default::default();
     let mut line = String::new();
     loop {
@@ -423,15 +643,56 @@ fn obey(
             **guards[index(1)].as_mut().expect("it is held") = number(2);
             "ok".into()
         }
-        // Signals from here on run a handler; "restart" with SA_RESTART.
+        // A thread that takes the lock and stays.
+        "hold" => {
+            let lock = &segment.locks[index(1)];
+            let (tell, told) = mpsc::channel();
+            thread::spawn(move || {
+                let _guard = lock.lock();
+                tell.send(nix::unistd::gettid()).expect("tell");
+                loop {
+                    thread::park();
+                }
+            });
+            told.recv().expect("be told").to_string()
+        }
+        // A thread that takes the lock for its process, and ends.
+        "leak" => {
+            let lock = &segment.locks[index(1)];
+            let thread = thread::spawn(move || {
+                MutexGuard::leak(lock.lock());
+                nix::unistd::gettid().as_raw()
+            });
+            thread.join().expect("join").to_string()
+        }
+        // The first thread ends; another one obeys.
+        "end-first-thread" => {
+            thread::spawn(move || serve(segment));
+            println!("ok");
+            end_thread()
+        }
+        // Another program takes over, called by this thread, by another one, or
+        // by one that has taken a lock.
+        "exec" => exec(),
+        "exec-elsewhere" => thread::spawn(exec).join().expect("join"),
+        "lock-and-exec" => {
+            let lock = &segment.locks[index(1)];
+            let run = move || {
+                let _guard = lock.lock();
+                exec()
+            };
+            thread::spawn(run).join().expect("join")
+        }
+        // Signals from here on run a handler: "restart" with SA_RESTART, "fork"
+        // one that forks.
         "handle" => {
             use nix::sys::signal::{SaFlags, SigAction, SigSet, sigaction};
-            let flags = if words.get(1) == Some(&"restart") {
-                SaFlags::SA_RESTART
-            } else {
-                SaFlags::empty()
+            let (handler, flags) = match words.get(1) {
+                Some(&"restart") => (count_signal as extern "C" fn(i32), SaFlags::SA_RESTART),
+                Some(&"fork") => (fork_at_signal as _, SaFlags::SA_RESTART),
+                _ => (count_signal as _, SaFlags::empty()),
             };
-            let action = SigAction::new(SigHandler::Handler(count_signal), flags, SigSet::empty());
+            let action = SigAction::new(SigHandler::Handler(handler), flags, SigSet::empty());
             install(Signal::SIGUSR1, &action, sigaction);
             "ok".into()
         }
@@ -445,7 +706,8 @@ type Sigaction =
 
 #[allow(unsafe_code)]
 fn install(signal: Signal, action: &nix::sys::signal::SigAction, sigaction: Sigaction) {
-    // SAFETY: the handler only adds to a thread-local number.
+    // SAFETY: the handlers add to an atomic number and make system calls;
+    // `fork`'s handlers are this crate's, which allow it (see the test).
     unsafe { sigaction(signal, action) }.expect("sigaction");
 }
 

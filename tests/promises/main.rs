@@ -3,8 +3,16 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod death;
+mod fallback;
+mod guard;
+mod identity;
 mod order;
 
 fn main() {
-    kit::run(&[order::TESTS], &[], 4 * kit::HANG)
+    kit::run(
+        &[order::TESTS, death::TESTS, identity::TESTS, guard::TESTS, fallback::TESTS],
+        identity::ROLES,
+        4 * kit::HANG,
+    )
 }

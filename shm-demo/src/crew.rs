@@ -1,0 +1,80 @@
+//! The worker processes, as their parent sees them: none is left behind.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// The workers, each in its place. Dropping it kills and reaps them all.
+pub(crate) struct Crew {
+    path: PathBuf,
+    /// `None` where a worker has ended, and has been reaped.
+    places: Vec<Option<Child>>,
+}
+
+impl Crew {
+    /// A crew for the segment at `path`, of nobody so far.
+    pub(crate) fn new(path: PathBuf, workers: u32) -> Self {
+        Self { path, places: (0..workers).map(|_| None).collect() }
+    }
+
+    /// Starts a worker in the place `slot`, which is empty.
+    pub(crate) fn start(&mut self, slot: usize) -> io::Result<()> {
+        // Not by its name: that may be another program by now.
+        let child = Command::new("/proc/self/exe")
+            .arg0("shm-demo")
+            .arg("worker")
+            .arg(&self.path)
+            .arg(slot.to_string())
+            .arg(std::process::id().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        self.places[slot] = Some(child);
+        Ok(())
+    }
+
+    /// The places in which a worker runs, as far as is known.
+    pub(crate) fn running(&self) -> Vec<usize> {
+        (0..self.places.len()).filter(|slot| self.places[*slot].is_some()).collect()
+    }
+
+    /// Kills the worker in place `slot` and reaps it. How it ended says whether
+    /// it was still running; `None` if there was nobody.
+    pub(crate) fn kill(&mut self, slot: usize) -> io::Result<Option<ExitStatus>> {
+        let Some(mut child) = self.places[slot].take() else { return Ok(None) };
+        child.kill()?;
+        child.wait().map(Some)
+    }
+
+    /// A worker that has ended by itself since the last call.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<(usize, ExitStatus)>> {
+        for (slot, place) in self.places.iter_mut().enumerate() {
+            if let Some(child) = place
+                && let Some(status) = child.try_wait()?
+            {
+                *place = None;
+                return Ok(Some((slot, status)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Kills and reaps all who are left.
+    pub(crate) fn dismiss(&mut self) {
+        let mut children: Vec<Child> = self.places.iter_mut().filter_map(Option::take).collect();
+        // All at once, so that nobody waits for those who are still running.
+        for child in &mut children {
+            let _ = child.kill();
+        }
+        for child in &mut children {
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.dismiss();
+    }
+}

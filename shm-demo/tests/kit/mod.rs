@@ -1,0 +1,202 @@
+//! What the tests share: runs of the program that leave nothing behind, also
+//! when a test fails.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long anything may take that ought to take no time.
+const HANG: Duration = Duration::from_secs(30);
+
+/// How long a whole run may take, on a machine that is busy with other things.
+const RUN: Duration = Duration::from_secs(120);
+
+/// Polls `condition` until it holds; panics with `what` after `limit`.
+#[track_caller]
+fn until_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < limit, "waited {limit:?} in vain until {what}");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+#[track_caller]
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(HANG, what, condition);
+}
+
+/// A path in `/dev/shm` of which nothing is left when it is dropped.
+pub(crate) struct TempPath(PathBuf);
+
+impl TempPath {
+    pub(crate) fn new() -> Self {
+        let name = format!("heirlock-demo-test-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        Self(Path::new("/dev/shm").join(name))
+    }
+
+    pub(crate) fn str(&self) -> &str {
+        self.0.to_str().expect("a printable path")
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        fs::symlink_metadata(&self.0).is_ok()
+    }
+
+    /// The processes whose command line names the path.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let names_it = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == self.str().as_bytes())
+        };
+        let entries = fs::read_dir("/proc").expect("read /proc").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(names_it).collect()
+    }
+
+    /// Asserts that a run at this path has left nothing.
+    #[track_caller]
+    pub(crate) fn assert_clean(&self) {
+        assert!(!self.exists(), "{} was left behind", self.str());
+        let left = self.processes();
+        assert!(left.is_empty(), "processes {left:?} were left behind");
+    }
+}
+
+impl Drop for TempPath {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// What a run has said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) status: ExitStatus,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Said {
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// The object on the last line.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        let last = self.out.lines().last().unwrap_or_default();
+        serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    /// Asserts that this is an error for the user: a code, a text that has
+    /// `what` in it, and no panic.
+    #[track_caller]
+    pub(crate) fn assert_error(&self, code: i32, what: &str) {
+        assert_eq!(self.code(), Some(code), "{self:?}");
+        assert!(self.err.contains(what), "no {what:?} in {self:?}");
+        assert!(!self.err.contains("panicked"), "{self:?}");
+    }
+}
+
+/// A run of the program; killed and reaped when dropped.
+pub(crate) struct Demo(Child);
+
+impl Demo {
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_shm-demo"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start shm-demo");
+        Self(child)
+    }
+
+    /// Starts it and waits for its end.
+    #[track_caller]
+    pub(crate) fn run(args: &[&str]) -> Said {
+        Self::start(args).end()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("signal shm-demo");
+    }
+
+    #[track_caller]
+    pub(crate) fn end(self) -> Said {
+        self.end_within(RUN)
+    }
+
+    #[track_caller]
+    pub(crate) fn end_soon(self) -> Said {
+        self.end_within(HANG)
+    }
+
+    /// What it says is less than a pipe holds, so it can be read at the end.
+    #[track_caller]
+    fn end_within(mut self, limit: Duration) -> Said {
+        until_within(limit, "shm-demo ends", || self.0.try_wait().expect("wait").is_some());
+        let status = self.0.wait().expect("it has ended");
+        let (mut out, mut err) = (String::new(), String::new());
+        self.0.stdout.take().expect("stdout").read_to_string(&mut out).expect("read");
+        self.0.stderr.take().expect("stderr").read_to_string(&mut err).expect("read");
+        Said { status, out, err }
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        // The workers die with their parent.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `shm-demo inspect --json` of what must be a segment.
+#[track_caller]
+pub(crate) fn inspect(path: &TempPath) -> Value {
+    let said = Demo::run(&["inspect", path.str(), "--json"]);
+    assert_eq!(said.code(), Some(0), "{said:?}");
+    said.json()
+}
+
+/// A run that goes on until it is ended, with its workers at work.
+pub(crate) fn endless(path: &TempPath, workers: u32) -> Demo {
+    let workers_text = workers.to_string();
+    let demo = Demo::start(&[
+        "counter",
+        "--path",
+        path.str(),
+        "--workers",
+        &workers_text,
+        "--increments",
+        "1000000000",
+        "--kills",
+        "0",
+    ]);
+    until("the segment is there", || path.exists());
+    until("the workers are at work", || {
+        let said = Demo::run(&["inspect", path.str(), "--json"]);
+        said.code() == Some(0)
+            && said.json()["participants"].as_array().is_some_and(|all| {
+                all.len() as u32 == workers && all.iter().any(|one| !one["busy_with"].is_null())
+            })
+    });
+    demo
+}

@@ -1,0 +1,51 @@
+//! Processes that are killed, at random and on purpose, and what must hold
+//! whoever dies wherever.
+//!
+//! * `directed`, `stepped`: for each way in which the lock could be broken
+//!   (`ci/broken-locks` builds them) one death in just the place where it shows.
+//! * `storm`: thousands of deaths anywhere.
+//!
+//! `HEIRLOCK_LONG=1` kills ten times as many, `HEIRLOCK_KILLS` as many as it
+//! says; `HEIRLOCK_HANG_SECONDS` is how long nothing may happen.
+
+#[path = "../kit/mod.rs"]
+mod kit;
+
+mod directed;
+mod ground;
+mod scene;
+mod stepped;
+mod storm;
+mod worker;
+
+use std::time::Duration;
+
+/// How long nothing may happen before somebody counts as stuck.
+fn hang() -> Duration {
+    Duration::from_secs(number_from_env("HEIRLOCK_HANG_SECONDS").unwrap_or(20))
+}
+
+fn number_from_env(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+fn is_long() -> bool {
+    std::env::var_os("HEIRLOCK_LONG").is_some_and(|value| value != "0")
+}
+
+fn main() {
+    // The trials have watchdogs of their own, which say more.
+    let guard = Duration::from_secs(if is_long() { 3600 } else { 600 });
+    kit::run(
+        &[directed::TESTS, stepped::TESTS, storm::TESTS],
+        &[
+            ("worker", worker::play),
+            ("auditor", worker::audit),
+            ("stepper", stepped::play),
+            ("newcomer", stepped::attach),
+            ("hog", directed::hog),
+        ],
+        guard,
+    )
+}

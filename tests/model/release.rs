@@ -1,0 +1,324 @@
+//! The queue's guard and what is done under it; `RawMutex::unlock`,
+//! `grant_slow`, `release_slow`.
+//!
+//! The guard word names its holder by index *and generation*. With the index
+//! alone, a thread that has read the holder as dead could take the guard from
+//! the thread that re-uses the holder's row and holds the guard by the same
+//! word ([`Mutant::GuardWithoutGeneration`]).
+
+use crate::kernel;
+use crate::mutants::Mutant;
+use crate::pc::{Job, Pc};
+use crate::state::{Code, Fault, Id, State, Thread};
+use crate::step::Stepper;
+
+impl Stepper<'_> {
+    /// `row.lock`, the guard, walks and nudges.
+    pub(crate) fn step_queue(&mut self, pc: Pc) {
+        match pc {
+            Pc::PublishRow => {
+                self.s.rows[self.i].lock = self.thread().lock + 1;
+                self.go(Pc::GuardTake);
+            }
+            Pc::ClearRow => self.clear_row(),
+            Pc::GuardTake => self.guard_take(),
+            Pc::GuardRelay => {
+                if !self.is(Mutant::NoRelayInGuard) {
+                    let index = self.thread().word.index();
+                    kernel::wake_life(&mut self.s, index);
+                }
+                self.go(Pc::GuardSteal);
+            }
+            Pc::GuardSteal if self.header().guard == self.registers().word => self.guard_taken(),
+            Pc::GuardSteal => self.go(Pc::GuardTake),
+            Pc::GuardDrop => self.guard_drop(),
+            Pc::FindHead => {
+                let head = self.s.oldest(self.lock_number());
+                self.target(head);
+                self.go(if head == 0 { Pc::GuardDrop } else { Pc::NudgeState });
+            }
+            Pc::NudgeState => self.nudge_state(),
+            Pc::NudgeWake => {
+                let index = self.thread().peer;
+                kernel::wake_state(&mut self.s, index);
+                self.nudged();
+            }
+            _ => unreachable!("not a step of the queue"),
+        }
+    }
+
+    /// Out of the slow path. What `state` is left at means nothing from here
+    /// on; [`Code::Idle`] stands for all of it.
+    fn clear_row(&mut self) {
+        let row = &mut self.s.rows[self.i];
+        row.lock = 0;
+        row.prev = 0;
+        row.waiting_as = Id::NOBODY;
+        row.code = Code::Idle;
+        match self.thread().job {
+            Job::Attach => self.go(Pc::AttachRelayAgain),
+            _ => self.next_operation(),
+        }
+    }
+
+    /// The word by which this thread holds the guard.
+    fn guard_word(&self) -> Id {
+        if self.is(Mutant::GuardWithoutGeneration) { Id::new(self.index(), 0) } else { self.me() }
+    }
+
+    /// CAS from 0; or the word names this row (its dead thread's); or the
+    /// holder is dead. The load of the word and of the holder's life are one
+    /// step: a dead holder that has the guard when the CAS succeeds has had it
+    /// since before it died.
+    fn guard_take(&mut self) {
+        let guard = self.lock().guard;
+        if guard.is_nobody() || guard.index() == self.index() {
+            self.guard_taken();
+        } else {
+            self.thread().word = guard;
+            self.go(Pc::GuardRelay);
+        }
+    }
+
+    /// The guard becomes this thread's, no repair needed.
+    fn guard_taken(&mut self) {
+        self.lock().guard = self.guard_word();
+        match self.thread().job {
+            Job::Barge => self.go(Pc::FindHead),
+            Job::Splice => self.go(Pc::SpliceOwn),
+            Job::Leave => self.go(Pc::UnlinkSelf),
+            Job::GiveUp => self.go(Pc::GiveUpLoadOwner),
+            Job::Attach => self.go(Pc::AttachUnlink),
+            Job::Grant | Job::Release => self.go(Pc::WalkDead),
+            Job::None | Job::ReleaseHead => unreachable!("no use for the guard"),
+        }
+    }
+
+    fn guard_drop(&mut self) {
+        self.lock().guard = Id::NOBODY;
+        let Thread { job, peer, .. } = self.registers();
+        let nobody = peer == 0;
+        match job {
+            Job::Splice => self.go(Pc::LookOwner),
+            Job::Grant if nobody => self.go(Pc::UnlockReloadTail),
+            Job::Grant => self.go(Pc::GrantState),
+            Job::Release if nobody || self.is(Mutant::NoNudgeInRelease) => self.go(Pc::ClearRow),
+            Job::Release => self.work(Job::ReleaseHead, Pc::NudgeState),
+            _ => self.go(Pc::ClearRow),
+        }
+    }
+
+    /// WAITING | PARKED -> NUDGED in the round remembered. A load and a CAS
+    /// that is repeated until it succeeds are one step: what was loaded is what
+    /// the CAS replaced.
+    ///
+    /// Who finds NUDGED wakes too: whoever stored it may have been killed
+    /// before its wake ([`Mutant::WakeOnlyParked`]).
+    fn nudge_state(&mut self) {
+        let (index, round) = (self.thread().peer, self.thread().peer_round);
+        let only_parked = self.is(Mutant::WakeOnlyParked);
+        let row = self.s.row_mut(index);
+        let wakes = match row.code {
+            _ if row.round != round => false,
+            Code::Waiting => {
+                row.code = Code::Nudged;
+                false
+            }
+            Code::Parked => {
+                row.code = Code::Nudged;
+                true
+            }
+            Code::Nudged => !only_parked,
+            Code::Granted | Code::Idle => false,
+        };
+        if wakes { self.go(Pc::NudgeWake) } else { self.nudged() }
+    }
+
+    /// What comes after a nudge.
+    fn nudged(&mut self) {
+        match self.thread().job {
+            Job::Grant | Job::Release => self.go(Pc::WalkDead),
+            Job::ReleaseHead => self.go(Pc::ClearRow),
+            _ => self.go(Pc::GuardDrop),
+        }
+    }
+
+    /// `RawMutex::unlock`, `grant_slow`, `release_slow`.
+    pub(crate) fn step_unlock(&mut self, pc: Pc) {
+        match pc {
+            Pc::UnlockLoadTail => {
+                self.leave_critical_section();
+                match self.lock().tail {
+                    0 => self.go(Pc::UnlockStoreOwner),
+                    _ => self.work(Job::Grant, Pc::PublishRow),
+                }
+            }
+            Pc::UnlockStoreOwner => {
+                self.free();
+                if self.is(Mutant::NoReleaseSlow) {
+                    self.next_operation();
+                } else {
+                    self.go(Pc::UnlockReloadTail);
+                }
+            }
+            Pc::UnlockStoreDead => self.unlock_store_dead(),
+            Pc::UnlockReloadTail => self.unlock_reload_tail(),
+            Pc::WalkDead => self.walk_dead(),
+            Pc::SpliceStore => self.splice_store(),
+            Pc::GrantFree => {
+                self.free();
+                self.go(Pc::GuardDrop);
+            }
+            Pc::GrantOwner => self.grant_owner(),
+            Pc::GrantUnlink => self.grant_unlink(),
+            Pc::GrantState => self.grant_state(),
+            Pc::GrantWake => {
+                let index = self.thread().peer;
+                kernel::wake_state(&mut self.s, index);
+                self.work(Job::Grant, Pc::ClearRow);
+            }
+            _ => unreachable!("not a step of unlock"),
+        }
+    }
+
+    fn leave_critical_section(&mut self) {
+        if !self.owns() {
+            self.s.fault = Fault::NotOwner;
+        }
+        let bit = 1 << self.lock_number();
+        self.thread().held &= !bit;
+    }
+
+    /// `owner = 0`.
+    fn free(&mut self) {
+        let lock = self.lock();
+        lock.owner = Id::NOBODY;
+        lock.inherited = false;
+    }
+
+    /// An heir panics before its release: the next owner is to be told again.
+    pub(crate) fn panic(mut self) -> State {
+        self.leave_critical_section();
+        self.s.panics -= 1;
+        let heir_of = self.thread().heir_of;
+        if self.is(Mutant::PanicNotRetold) {
+            self.lock().debt = true;
+            self.go(Pc::UnlockStoreOwner);
+        } else {
+            self.thread().word = heir_of;
+            self.go(Pc::UnlockStoreDead);
+        }
+        self.s
+    }
+
+    /// `owner = the dead id`, and on as after `owner = 0`: no hand-over.
+    fn unlock_store_dead(&mut self) {
+        let dead = self.thread().word;
+        let lock = self.lock();
+        lock.owner = dead;
+        lock.inherited = false;
+        lock.debt = true;
+        if self.is(Mutant::PanicWithoutNudge) {
+            self.next_operation();
+        } else {
+            self.go(Pc::UnlockReloadTail);
+        }
+    }
+
+    /// The fence is implied: the model's memory is sequentially consistent. (A
+    /// store buffer for `owner` goes between the store and this load.)
+    fn unlock_reload_tail(&mut self) {
+        let published = self.s.rows[self.i].lock != 0;
+        match (self.lock().tail, published) {
+            (0, false) => self.next_operation(),
+            (0, true) => self.work(Job::Release, Pc::ClearRow),
+            (_, false) => self.work(Job::Release, Pc::PublishRow),
+            (_, true) => self.work(Job::Release, Pc::GuardTake),
+        }
+    }
+
+    /// Finds a dead waiter to splice, or else the head. The life words are read
+    /// one after the other in the crate; a row that is read as alive and marked
+    /// before the walk ends is as one that is marked right after it.
+    fn walk_dead(&mut self) {
+        let lock = self.lock_number();
+        let dead = self.s.dead_waiter(lock);
+        if dead != 0 {
+            self.thread().peer = dead;
+            return self.go(Pc::SpliceStore);
+        }
+        let head = self.s.oldest(lock);
+        self.target(head);
+        let granting = self.thread().job == Job::Grant;
+        match (granting, head) {
+            (true, 0) => self.go(Pc::GrantFree),
+            (true, _) if self.is(Mutant::UnlinkBeforeOwner) => self.go(Pc::GrantUnlink),
+            (true, _) => self.go(Pc::GrantOwner),
+            (false, 0) => self.go(Pc::GuardDrop),
+            (false, _) if self.is(Mutant::ReleaseGrants) && self.lock().owner.is_nobody() => {
+                self.work(Job::Grant, Pc::GrantOwner);
+            }
+            (false, _) => self.go(Pc::GuardDrop),
+        }
+    }
+
+    fn splice_store(&mut self) {
+        let dead = self.thread().peer;
+        let successor = self.s.unlink(self.lock_number(), dead);
+        self.target(successor);
+        self.go(if successor == 0 { Pc::WalkDead } else { Pc::NudgeState });
+    }
+
+    /// The hand-over: one store.
+    fn grant_owner(&mut self) {
+        let (index, id) = (self.thread().peer, self.thread().peer_id);
+        let id = match self.is(Mutant::GrantCurrentGeneration) {
+            true => Id::new(index, self.s.row(index).generation),
+            false => id,
+        };
+        let keeps = self.is(Mutant::InheritedKept);
+        // Whoever is killed before it is granted the lock is an owner that died.
+        let i = usize::from(index) - 1;
+        let thread = &self.s.threads[i];
+        let new = thread.pc == Pc::AttachGeneration || self.s.id(i) != id;
+        let dead = !thread.alive || new;
+        let lock = self.lock();
+        lock.owner = id;
+        lock.inherited &= keeps;
+        lock.debt |= dead;
+        self.go(match self.is(Mutant::UnlinkBeforeOwner) {
+            true => Pc::GuardDrop,
+            false => Pc::GrantUnlink,
+        });
+    }
+
+    fn grant_unlink(&mut self) {
+        if !self.is(Mutant::GrantWithoutUnlink) {
+            let head = self.thread().peer;
+            self.s.unlink(self.lock_number(), head);
+        }
+        self.go(match self.is(Mutant::UnlinkBeforeOwner) {
+            true => Pc::GrantOwner,
+            false => Pc::GuardDrop,
+        });
+    }
+
+    /// GRANTED, in the round remembered; a CAS as in [`Self::nudge_state`].
+    fn grant_state(&mut self) {
+        let (index, round) = (self.thread().peer, self.thread().peer_round);
+        let only_parked = self.is(Mutant::WakeOnlyParked);
+        let any_round = self.is(Mutant::GrantIgnoresRound);
+        let no_wake = self.is(Mutant::NoWakeAtGrant);
+        let row = self.s.row_mut(index);
+        let mut wakes = false;
+        if (row.round == round || any_round) && row.code != Code::Idle {
+            wakes = row.code == Code::Parked || row.code == Code::Nudged && !only_parked;
+            row.code = Code::Granted;
+        }
+        if wakes && !no_wake {
+            self.go(Pc::GrantWake);
+        } else {
+            self.go(Pc::ClearRow);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! What a state of the model holds: the segment, each thread's registers, and
+//! the ghosts that only the properties read.
+//!
+//! Everything is a byte, so that a state is a small `Copy` value that hashes as
+//! one slice.
+
+use std::hash::{Hash, Hasher};
+
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::pc::{Job, Pc};
+
+/// Rows of the participant table. Row 0 of the arrays is index 1: index 0 of
+/// the algorithm means "nobody".
+pub(crate) const ROWS: usize = 4;
+
+/// Locks in the segment.
+pub(crate) const LOCKS: usize = 2;
+
+/// `{ generation, index }`; all zero is nobody. The flag `INHERITED` is kept
+/// beside it, see [`Lock::inherited`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct Id(u8);
+
+impl Id {
+    /// Index 0.
+    pub(crate) const NOBODY: Id = Id(0);
+
+    /// The id of one incarnation of a row.
+    pub(crate) fn new(index: u8, generation: u8) -> Id {
+        Id(index | generation << 3)
+    }
+
+    /// The row, 1-based; 0 is nobody.
+    pub(crate) fn index(self) -> u8 {
+        self.0 & 7
+    }
+
+    /// Which thread of that row.
+    pub(crate) fn generation(self) -> u8 {
+        self.0 >> 3
+    }
+
+    /// Nobody?
+    pub(crate) fn is_nobody(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// The life word: [`NO_LIFE`], [`DIED`], or the TID of incarnation `g` of the
+/// row as `2 + g` (a row never gets the TID it had before).
+pub(crate) type Life = u8;
+
+/// The row was never used.
+pub(crate) const NO_LIFE: Life = 0;
+
+/// `FUTEX_WAITERS | FUTEX_OWNER_DIED`.
+pub(crate) const DIED: Life = 1;
+
+/// The TID of incarnation `generation`.
+pub(crate) fn tid(generation: u8) -> Life {
+    2 + generation
+}
+
+/// The code in a waiter's state word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(u8)]
+pub(crate) enum Code {
+    /// Any leftover in a row that waits for nothing: nobody acts on it.
+    #[default]
+    Idle,
+    /// Looking, not asleep.
+    Waiting,
+    /// About to sleep, or asleep.
+    Parked,
+    /// Told to look again.
+    Nudged,
+    /// Told that it owns the lock and is unlinked.
+    Granted,
+}
+
+/// A row of the participant table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct Row {
+    /// Bumped by every thread that takes the row over.
+    pub(crate) generation: u8,
+    /// The life word.
+    pub(crate) life: Life,
+    /// The lock whose slow path the row is in, 1-based; 0 is none.
+    pub(crate) lock: u8,
+    /// The waiter in front, 0 for the head.
+    pub(crate) prev: u8,
+    /// The id under which the row enqueued.
+    pub(crate) waiting_as: Id,
+    /// State word: its code.
+    pub(crate) code: Code,
+    /// State word: its round.
+    pub(crate) round: u8,
+}
+
+/// A lock header, and one ghost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct Lock {
+    /// `owner` without its flag.
+    pub(crate) owner: Id,
+    /// The flag `INHERITED` of `owner`.
+    pub(crate) inherited: bool,
+    /// The newest waiter.
+    pub(crate) tail: u8,
+    /// Who edits the queue: index *and generation* (see [`crate::release`]).
+    pub(crate) guard: Id,
+    /// Ghost: an owner died or an heir panicked, and no owner was told yet.
+    pub(crate) debt: bool,
+}
+
+/// What the kernel has still to do for the last thread that died in a row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(u8)]
+pub(crate) enum Exit {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Mark the life word.
+    Mark,
+    /// Wake one sleeper of the life word.
+    Wake,
+    /// Look at `list_op_pending`: wake one sleeper of that life word.
+    Pending,
+}
+
+/// A thread's registers and ghosts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct Thread {
+    /// The step it takes next.
+    pub(crate) pc: Pc,
+    /// What it took the guard (or publishes its row) for.
+    pub(crate) job: Job,
+    /// Neither killed nor absent.
+    pub(crate) alive: bool,
+    /// Index into [`crate::model::PROGRAMS`].
+    pub(crate) program: u8,
+    /// Next operation of the program.
+    pub(crate) op: u8,
+    /// The lock operated on, 0-based.
+    pub(crate) lock: u8,
+    /// Register: an owner word or guard word as read.
+    pub(crate) word: Id,
+    /// Register: the row dealt with (old tail, predecessor, watched, head,
+    /// target of a nudge, dead waiter).
+    pub(crate) peer: u8,
+    /// Register: the life word of `peer` as read.
+    pub(crate) seen: Life,
+    /// Register: `waiting_as` of `peer`.
+    pub(crate) peer_id: Id,
+    /// Register: the round of `peer`.
+    pub(crate) peer_round: u8,
+    /// `robust_head.list_op_pending`: whose life word it points to.
+    pub(crate) pending: u8,
+    /// The dead id that this heir took the lock from (one lock panics).
+    pub(crate) heir_of: Id,
+    /// The deadline has passed.
+    pub(crate) expired: bool,
+    /// Ghost: bit per lock between acquire and release.
+    pub(crate) held: u8,
+    /// Ghost: past the doorway, not yet an owner that knows it.
+    pub(crate) waiting: bool,
+    /// Ghost: bit per row that was through the doorway before this thread.
+    pub(crate) ahead: u8,
+    /// Kernel: what is left of the last death in this row.
+    pub(crate) exit: Exit,
+    /// Kernel: `list_op_pending` of the thread that died.
+    pub(crate) exit_pending: u8,
+}
+
+/// A violation that a step itself notices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(u8)]
+pub(crate) enum Fault {
+    /// None so far.
+    #[default]
+    None,
+    /// Acquired before somebody whose doorway came first.
+    Overtaken,
+    /// A death was not reported to the next owner.
+    Untold,
+    /// A death was reported that was none, or was reported already.
+    ToldFalsely,
+    /// Releases a lock that the owner word says is not its own.
+    NotOwner,
+    /// Gives up, is not the owner, and is not in the queue.
+    NotLinked,
+}
+
+/// A state of the model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(C)]
+pub(crate) struct State {
+    /// The participant table.
+    pub(crate) rows: [Row; ROWS],
+    /// The thread of each row.
+    pub(crate) threads: [Thread; ROWS],
+    /// The lock headers.
+    pub(crate) locks: [Lock; LOCKS],
+    /// Kills left.
+    pub(crate) kills: u8,
+    /// Re-uses of dead rows left.
+    pub(crate) reuses: u8,
+    /// Panics of heirs left.
+    pub(crate) panics: u8,
+    /// What went wrong in the step that led here.
+    pub(crate) fault: Fault,
+}
+
+impl Hash for State {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        hasher.write(self.as_bytes());
+    }
+}
+
+/// Walks of the queue. All of them are bounded by the table's capacity, as they
+/// are in the crate.
+impl State {
+    /// The row at a 1-based index.
+    pub(crate) fn row(&self, index: u8) -> &Row {
+        &self.rows[usize::from(index) - 1]
+    }
+
+    /// The row at a 1-based index.
+    pub(crate) fn row_mut(&mut self, index: u8) -> &mut Row {
+        &mut self.rows[usize::from(index) - 1]
+    }
+
+    /// The id of the thread in row `i` (0-based).
+    pub(crate) fn id(&self, i: usize) -> Id {
+        Id::new(i as u8 + 1, self.rows[i].generation)
+    }
+
+    /// The queue of a lock, newest first; `None` if it runs in a circle.
+    pub(crate) fn chain(&self, lock: usize) -> Option<Chain> {
+        let mut chain = Chain::default();
+        let mut at = self.locks[lock].tail;
+        while at != 0 {
+            if chain.len == ROWS {
+                return None;
+            }
+            chain.rows[chain.len] = at;
+            chain.len += 1;
+            at = self.row(at).prev;
+        }
+        Some(chain)
+    }
+
+    /// The oldest waiter, 0 if there is none.
+    pub(crate) fn oldest(&self, lock: usize) -> u8 {
+        let chain = self.chain(lock).unwrap_or_default();
+        chain.as_slice().last().copied().unwrap_or(0)
+    }
+
+    /// The newest dead waiter, 0 if there is none.
+    pub(crate) fn dead_waiter(&self, lock: usize) -> u8 {
+        let chain = self.chain(lock).unwrap_or_default();
+        let mut waiters = chain.as_slice().iter().copied();
+        waiters.find(|&w| self.row(w).life == DIED).unwrap_or(0)
+    }
+
+    /// Is the row in the queue?
+    pub(crate) fn is_linked(&self, lock: usize, index: u8) -> bool {
+        let chain = self.chain(lock).unwrap_or_default();
+        chain.as_slice().contains(&index)
+    }
+
+    /// `unlink(x)`: one store or CAS. Returns the successor, 0 if there is none.
+    ///
+    /// The walk to the successor is part of the step: under the guard nobody
+    /// else edits what `tail` leads to, and a new waiter goes in front of the
+    /// tail that was read.
+    pub(crate) fn unlink(&mut self, lock: usize, index: u8) -> u8 {
+        let chain = self.chain(lock).unwrap_or_default();
+        let prev = self.row(index).prev;
+        let successor = match chain.as_slice().iter().position(|&w| w == index) {
+            None => return 0,
+            Some(0) => 0,
+            Some(n) => chain.rows[n - 1],
+        };
+        if successor == 0 {
+            self.locks[lock].tail = prev;
+        } else {
+            self.row_mut(successor).prev = prev;
+        }
+        successor
+    }
+}
+
+/// The queue of a lock, newest first.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Chain {
+    rows: [u8; ROWS],
+    len: usize,
+}
+
+impl Chain {
+    /// The waiters' 1-based indices.
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.rows[..self.len]
+    }
+}

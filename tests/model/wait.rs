@@ -1,0 +1,385 @@
+//! `RawMutex::lock`, `lock_slow` and its wait loop, `park`, `leave`, `give_up`.
+
+use crate::kernel;
+use crate::mutants::Mutant;
+use crate::pc::{Job, Pc};
+use crate::state::{Code, Fault, State, tid};
+use crate::step::Stepper;
+
+impl Stepper<'_> {
+    /// `RawMutex::lock`, and `lock_slow` up to the doorway.
+    pub(crate) fn step_lock(&mut self, pc: Pc) {
+        match pc {
+            Pc::LockLoadTail => self.lock_load_tail(),
+            Pc::LockCasOwner => self.lock_cas_owner(),
+            Pc::LockReloadTail => match self.lock().tail {
+                0 => self.next_operation(),
+                _ => self.work(Job::Barge, Pc::PublishRow),
+            },
+            Pc::PublishLock => {
+                self.s.rows[self.i].lock = self.thread().lock + 1;
+                self.go(Pc::PublishId);
+            }
+            Pc::PublishId => {
+                self.s.rows[self.i].waiting_as = self.me();
+                self.go(Pc::PublishState);
+            }
+            Pc::PublishState => {
+                self.s.rows[self.i].round += 1;
+                self.s.rows[self.i].code = Code::Waiting;
+                self.go(Pc::EnqueueLoadTail);
+            }
+            Pc::EnqueueLoadTail => {
+                self.thread().peer = self.lock().tail;
+                self.go(Pc::EnqueueStorePrev);
+            }
+            Pc::EnqueueStorePrev => {
+                self.s.rows[self.i].prev = self.thread().peer;
+                self.go(Pc::EnqueueCasTail);
+            }
+            Pc::EnqueueCasTail => self.enqueue_cas_tail(),
+            _ => unreachable!("not a step of lock"),
+        }
+    }
+
+    /// An empty queue is the doorway of the fast path.
+    fn lock_load_tail(&mut self) {
+        if self.lock().tail == 0 || self.is(Mutant::BargePastQueue) {
+            self.doorway();
+            self.go(Pc::LockCasOwner);
+        } else {
+            self.go(Pc::PublishLock);
+        }
+    }
+
+    fn lock_cas_owner(&mut self) {
+        if self.lock().owner.is_nobody() {
+            self.own(false);
+            self.acquired();
+            if self.is(Mutant::NoSettleBarge) {
+                self.next_operation();
+            } else {
+                self.go(Pc::LockReloadTail);
+            }
+        } else {
+            self.thread().ahead = 0;
+            self.go(Pc::PublishLock);
+        }
+    }
+
+    /// The doorway of the slow path.
+    fn enqueue_cas_tail(&mut self) {
+        if self.lock().tail != self.thread().peer {
+            return self.go(Pc::EnqueueLoadTail);
+        }
+        self.lock().tail = self.index();
+        self.doorway();
+        self.thread().waiting = true;
+        self.go(Pc::LookOwner);
+    }
+
+    /// The owner word becomes this thread's.
+    fn own(&mut self, inherited: bool) {
+        let me = self.me();
+        let lock = self.lock();
+        lock.owner = me;
+        lock.inherited = inherited;
+    }
+
+    /// The wait loop, `park`, `leave` and `give_up`.
+    pub(crate) fn step_wait(&mut self, pc: Pc) {
+        match pc {
+            Pc::LookOwner if self.owns() => self.own_at_last(),
+            Pc::LookOwner => self.go(Pc::LookPrev),
+            Pc::LookPrev => {
+                self.thread().peer = self.s.rows[self.i].prev;
+                match self.thread().peer {
+                    0 => self.go(Pc::HeadLoadOwner),
+                    _ => self.go(Pc::BehindLoadLife),
+                }
+            }
+            Pc::HeadLoadOwner
+            | Pc::HeadCasFree
+            | Pc::HeadLoadLife
+            | Pc::HeadLoadGeneration
+            | Pc::HeadRelay
+            | Pc::HeadCasDead => self.step_head(pc),
+            Pc::BehindLoadLife | Pc::BehindReloadPrev | Pc::BehindRelay | Pc::SpliceOwn => {
+                self.step_behind(pc);
+            }
+            Pc::ParkState
+            | Pc::ParkPending
+            | Pc::ParkWait
+            | Pc::ParkLoadLife
+            | Pc::ParkRelay
+            | Pc::ParkClear
+            | Pc::ParkRestore => self.step_park(pc),
+            Pc::LeaveLoadState if self.s.rows[self.i].code == Code::Granted => {
+                self.work(Job::Leave, Pc::ClearRow);
+            }
+            Pc::LeaveLoadState => self.work(Job::Leave, Pc::GuardTake),
+            Pc::UnlinkSelf => {
+                self.s.unlink(self.lock_number(), self.index());
+                self.go(Pc::GuardDrop);
+            }
+            Pc::GiveUpLoadOwner if self.owns() => {
+                self.acquired();
+                self.work(Job::Leave, Pc::UnlinkSelf);
+            }
+            Pc::GiveUpLoadOwner => self.go(Pc::GiveUpUnlink),
+            Pc::GiveUpUnlink => self.give_up_unlink(),
+            _ => unreachable!("not a step of the wait loop"),
+        }
+    }
+
+    fn own_at_last(&mut self) {
+        self.acquired();
+        self.go(Pc::LeaveLoadState);
+    }
+
+    /// Nobody in front: the owner word decides.
+    fn step_head(&mut self, pc: Pc) {
+        match pc {
+            Pc::HeadLoadOwner => {
+                let owner = self.lock().owner;
+                self.thread().word = owner;
+                if owner.is_nobody() {
+                    self.go(Pc::HeadCasFree);
+                } else if owner == self.me() {
+                    self.own_at_last();
+                } else {
+                    self.go(Pc::HeadLoadLife);
+                }
+            }
+            Pc::HeadCasFree if self.lock().owner.is_nobody() => {
+                self.own(false);
+                self.own_at_last();
+            }
+            Pc::HeadCasFree => self.go(Pc::LookOwner),
+            Pc::HeadLoadLife => {
+                let index = self.thread().word.index();
+                self.thread().seen = self.s.row(index).life;
+                if self.died(index) && !self.is(Mutant::NoDeadCheckOfOwner) {
+                    self.go(Pc::HeadRelay);
+                } else {
+                    self.go(Pc::HeadLoadGeneration);
+                }
+            }
+            Pc::HeadLoadGeneration => {
+                let owner = self.thread().word;
+                self.thread().peer = owner.index();
+                let same = self.s.row(owner.index()).generation == owner.generation();
+                if same || self.is(Mutant::NoDeadCheckOfOwner) {
+                    self.go(Pc::ParkState);
+                } else {
+                    self.go(Pc::HeadRelay);
+                }
+            }
+            Pc::HeadRelay => {
+                let index = self.thread().word.index();
+                kernel::wake_life(&mut self.s, index);
+                self.go(Pc::HeadCasDead);
+            }
+            _ => self.head_cas_dead(),
+        }
+    }
+
+    fn head_cas_dead(&mut self) {
+        let dead = self.thread().word;
+        if self.lock().owner == dead {
+            self.own(!self.is(Mutant::InheritedDropped));
+            self.thread().heir_of = dead;
+            self.own_at_last();
+        } else {
+            self.go(Pc::LookOwner);
+        }
+    }
+
+    /// Somebody in front: its life decides.
+    fn step_behind(&mut self, pc: Pc) {
+        let index = self.thread().peer;
+        match pc {
+            Pc::BehindLoadLife => {
+                self.thread().seen = self.s.row(index).life;
+                if self.died(index) && !self.is(Mutant::NoDeadCheckOfPredecessor) {
+                    self.go(Pc::BehindRelay);
+                } else if self.is(Mutant::NoRereadOfPrev) {
+                    self.go(Pc::ParkState);
+                } else {
+                    self.go(Pc::BehindReloadPrev);
+                }
+            }
+            Pc::BehindReloadPrev if self.s.rows[self.i].prev == index => self.go(Pc::ParkState),
+            Pc::BehindReloadPrev => self.go(Pc::LookOwner),
+            Pc::BehindRelay => {
+                kernel::wake_life(&mut self.s, index);
+                self.work(Job::Splice, Pc::GuardTake);
+            }
+            _ => self.splice_own(),
+        }
+    }
+
+    /// One store, with the loads before it: `prev` of this row and of the one
+    /// in front are frozen under the guard, and a row read as dead stays linked
+    /// as the dead one's until somebody has the guard.
+    fn splice_own(&mut self) {
+        let prev = self.s.rows[self.i].prev;
+        if prev != 0 && self.died(prev) {
+            self.s.rows[self.i].prev = self.s.row(prev).prev;
+        }
+        self.go(Pc::GuardDrop);
+    }
+
+    /// `park(watched, life as read)`.
+    fn step_park(&mut self, pc: Pc) {
+        let watched = self.thread().peer;
+        let seen = self.thread().seen;
+        match pc {
+            Pc::ParkState => self.park_state(),
+            Pc::ParkPending => {
+                if !self.is(Mutant::NoPending) {
+                    self.thread().pending = watched;
+                }
+                self.go(Pc::ParkWait);
+            }
+            Pc::ParkWait => {
+                let asleep =
+                    self.s.rows[self.i].code == Code::Parked && self.s.row(watched).life == seen;
+                self.go(if asleep { Pc::Sleeping } else { Pc::ParkLoadLife });
+            }
+            Pc::ParkLoadLife => {
+                let changed = self.s.row(watched).life != seen;
+                let relays = changed && !self.is(Mutant::NoRelayAfterPark);
+                self.go(if relays { Pc::ParkRelay } else { Pc::ParkClear });
+            }
+            Pc::ParkRelay => {
+                kernel::wake_life(&mut self.s, watched);
+                self.go(Pc::ParkClear);
+            }
+            Pc::ParkClear => {
+                self.thread().pending = 0;
+                self.go(Pc::ParkRestore);
+            }
+            _ => {
+                if self.s.rows[self.i].code != Code::Granted {
+                    self.s.rows[self.i].code = Code::Waiting;
+                }
+                if self.thread().expired {
+                    self.work(Job::GiveUp, Pc::GuardTake);
+                } else {
+                    self.go(Pc::LookOwner);
+                }
+            }
+        }
+    }
+
+    /// WAITING -> PARKED, or a nudge was here first: NUDGED -> WAITING and look
+    /// again. Each arm is the compare-and-swap that succeeds in the end.
+    fn park_state(&mut self) {
+        if self.is_try() {
+            return self.work(Job::GiveUp, Pc::GuardTake);
+        }
+        let code = &mut self.s.rows[self.i].code;
+        match *code {
+            Code::Waiting => {
+                *code = Code::Parked;
+                self.go(Pc::ParkPending);
+            }
+            Code::Granted => self.go(Pc::LookOwner),
+            _ => {
+                *code = Code::Waiting;
+                self.go(Pc::LookOwner);
+            }
+        }
+    }
+
+    /// The deadline passes, before the thread sleeps or while it does.
+    pub(crate) fn expire(mut self) -> State {
+        self.thread().expired = true;
+        if self.thread().pc == Pc::Sleeping {
+            self.go(Pc::ParkLoadLife);
+        } else {
+            self.work(Job::GiveUp, Pc::GuardTake);
+        }
+        self.s
+    }
+
+    /// `give_up` under the guard, not being the owner.
+    fn give_up_unlink(&mut self) {
+        let (lock, index) = (self.lock_number(), self.index());
+        if !self.s.is_linked(lock, index) {
+            self.s.fault = Fault::NotLinked;
+            return;
+        }
+        let successor = self.s.unlink(lock, index);
+        self.gave_up();
+        self.target(successor);
+        if successor == 0 || self.is(Mutant::NoNudgeOnGiveUp) {
+            self.go(Pc::GuardDrop);
+        } else {
+            self.go(Pc::NudgeState);
+        }
+    }
+
+    /// `attach` to a row whose last thread died.
+    pub(crate) fn step_attach(&mut self, pc: Pc) {
+        let index = self.index();
+        match pc {
+            Pc::AttachGeneration => {
+                if !self.is(Mutant::GenerationNotBumped) {
+                    self.s.rows[self.i].generation += 1;
+                }
+                self.go(Pc::AttachLife);
+            }
+            Pc::AttachLife => {
+                // The model numbers TIDs by generation; a TID is new in any case.
+                let kept = u8::from(self.is(Mutant::GenerationNotBumped));
+                self.s.rows[self.i].life = tid(self.me().generation() + kept);
+                self.go(Pc::AttachRelay);
+            }
+            Pc::AttachRelay => self.attach_relay(),
+            Pc::AttachUnlink => self.attach_unlink(),
+            _ => {
+                if !self.is(Mutant::AttachWithoutLastRelay) && !self.is(Mutant::AttachWithoutRelays)
+                {
+                    kernel::wake_life(&mut self.s, index);
+                }
+                self.next_operation();
+            }
+        }
+    }
+
+    fn attach_relay(&mut self) {
+        if !self.is(Mutant::AttachWithoutFirstRelay) && !self.is(Mutant::AttachWithoutRelays) {
+            let index = self.index();
+            kernel::wake_life(&mut self.s, index);
+        }
+        let lock = self.s.rows[self.i].lock;
+        if lock == 0 {
+            return self.go(Pc::AttachRelayAgain);
+        }
+        self.thread().lock = lock - 1;
+        if self.is(Mutant::AttachWithoutUnlink) {
+            self.work(Job::Attach, Pc::ClearRow);
+        } else {
+            self.work(Job::Attach, Pc::GuardTake);
+        }
+    }
+
+    /// Under the guard: the dead waiter leaves the queue, or has left it.
+    fn attach_unlink(&mut self) {
+        let (lock, index) = (self.lock_number(), self.index());
+        let linked = self.s.is_linked(lock, index);
+        let next = match linked {
+            true if self.is(Mutant::AttachWithoutNudge) => {
+                self.s.unlink(lock, index);
+                0
+            }
+            true => self.s.unlink(lock, index),
+            false if self.is(Mutant::AttachWithoutNudgeHead) => 0,
+            false => self.s.oldest(lock),
+        };
+        self.target(next);
+        self.go(if next == 0 { Pc::GuardDrop } else { Pc::NudgeState });
+    }
+}

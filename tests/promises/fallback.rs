@@ -1,0 +1,30 @@
+//! The same promises where a sandbox, or the kernel, refuses a system call.
+
+use crate::kit::sandbox::Refusal;
+use crate::kit::{Stage, Test};
+use crate::{death, order};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("order_is_kept_without_futex_waitv_eperm", || play(order::CORE, WAITV)),
+    ("order_is_kept_without_futex_waitv_enosys", || play(order::CORE, WAITV_UNKNOWN)),
+    ("order_is_kept_without_get_robust_list", || play(order::CORE, ROBUST_LIST)),
+    ("order_is_kept_among_differently_sandboxed_processes", || play(order::CORE, MIXED)),
+    ("the_dead_are_inherited_from_without_futex_waitv_eperm", || play(death::CORE, WAITV)),
+    ("the_dead_are_inherited_from_without_futex_waitv_enosys", || play(death::CORE, WAITV_UNKNOWN)),
+    ("the_dead_are_inherited_from_without_get_robust_list", || play(death::CORE, ROBUST_LIST)),
+    ("the_dead_are_inherited_from_by_differently_sandboxed_processes", || play(death::CORE, MIXED)),
+];
+
+const WAITV: &[Option<Refusal>] = &[Some(Refusal::WAITV)];
+const WAITV_UNKNOWN: &[Option<Refusal>] = &[Some(Refusal::WAITV_UNKNOWN)];
+const ROBUST_LIST: &[Option<Refusal>] = &[Some(Refusal::ROBUST_LIST)];
+/// Three are prime to the numbers of puppets in most tests, so that all parts
+/// come to be played in all sandboxes.
+const MIXED: &[Option<Refusal>] =
+    &[Some(Refusal::ROBUST_LIST), None, Some(Refusal::WAITV), None, Some(Refusal::ROBUST_LIST)];
+
+fn play(tests: &[fn(&Stage)], sandboxes: &'static [Option<Refusal>]) {
+    for test in tests {
+        test(&Stage::sandboxed(sandboxes));
+    }
+}

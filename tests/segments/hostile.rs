@@ -1,0 +1,282 @@
+//! A participant that writes garbage: whatever is in the segment, the others
+//! get an error or a panic with a message, never a signal, never a hang.
+
+use crate::kit::{Board, HANG, Role, TempPath, Test};
+use crate::snapshot::lively_image;
+use crate::support::{Actor, Counter, Surgery, claim_row, life_word, text};
+use heirlock::{AttachError, Segment, Snapshot};
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::any::Any;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("a_garbled_segment_is_an_error_or_a_panic_with_a_message", garbled),
+    ("a_cycle_of_dead_waiters_is_noticed", cycle_of_the_dead),
+];
+
+pub(crate) const ROLES: &[Role] = &[("victim", victim)];
+
+const IMAGES: u64 = 5000;
+const VICTIMS: u64 = 20;
+
+fn garbled() {
+    let image = TempPath::new();
+    lively_image(&image);
+    let first = std::env::var("HEIRLOCK_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let mut victims: Vec<Actor> = match first {
+        // To reproduce one.
+        Some(seed) => vec![spawn_victim(&image, seed, 1)],
+        None => (0..VICTIMS)
+            .map(|at| spawn_victim(&image, at * IMAGES / VICTIMS, IMAGES / VICTIMS))
+            .collect(),
+    };
+    let mut tally = std::collections::BTreeMap::<String, u64>::new();
+    for victim in &mut victims {
+        let mut seed = String::new();
+        let mut done = false;
+        while let Some(line) = victim.hear_any() {
+            match line.split_once(' ') {
+                Some(("seed", of)) => seed = of.to_owned(),
+                Some(("ended", how)) => *tally.entry(how.to_owned()).or_default() += 1,
+                _ if line == "done" => done = true,
+                _ => panic!("HEIRLOCK_SEED={seed} (from {image:?}) has: {line}", image = &*image),
+            }
+        }
+        let status = victim.process.wait();
+        assert!(done && status.success(), "HEIRLOCK_SEED={seed} ended with {status}");
+    }
+    for (how, times) in &tally {
+        eprintln!("{times:6} {how}");
+    }
+    if first.is_none() {
+        assert_eq!(tally.values().sum::<u64>(), IMAGES);
+        assert!(tally["well"] > IMAGES / 20, "most of it works on");
+    }
+}
+
+fn spawn_victim(image: &TempPath, seed: u64, count: u64) -> Actor {
+    Actor::spawn("victim", &[text(image), &seed.to_string(), &count.to_string()])
+}
+
+/// Opens and uses garbled images, each in a thread of its own.
+fn victim(args: &[String]) {
+    let image = fs::read(&args[0]).expect("read the image");
+    let snapshot = Snapshot::read(&args[0], &[]).expect("the image is of a segment");
+    let first: u64 = args[1].parse().expect("a seed");
+    let count: u64 = args[2].parse().expect("a count");
+    let verbose = count == 1;
+    if !verbose {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    let (alive, watch) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        while watch.recv_timeout(HANG) == Ok(()) {}
+        println!("a hang");
+        std::process::exit(1);
+    });
+    for seed in first..first + count {
+        println!("seed {seed}");
+        let garbled = garble(&image, &snapshot, seed);
+        let result = thread::spawn(move || catch_unwind(|| use_it(&garbled, seed))).join();
+        alive.send(()).expect("the watchdog is there");
+        match result {
+            Ok(Ok(how)) => println!("ended {how}"),
+            Ok(Err(panic)) => match message(&*panic) {
+                Some(message) if message.starts_with("heirlock: ") => println!("ended {message}"),
+                message => println!("a panic: {message:?}"),
+            },
+            Err(panic) => println!("a panic at the end of a thread: {:?}", message(&*panic)),
+        }
+    }
+    println!("done");
+    std::process::exit(0);
+}
+
+fn message(panic: &(dyn Any + Send)) -> Option<&str> {
+    let string = panic.downcast_ref::<String>().map(String::as_str);
+    string.or_else(|| panic.downcast_ref::<&str>().copied())
+}
+
+/// The image with some of its words replaced: words that mean something by
+/// others that mean something, for the most part.
+fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut image = image.to_vec();
+    let rows = snapshot.capacity;
+    let mut put = |offset: u64, bytes: &[u8]| {
+        let offset = offset as usize;
+        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    let index = |random: &mut fastrand::Rng| match random.u8(0..10) {
+        0 => rows + 1,
+        1 => 0xffff,
+        2 => random.u32(..),
+        3 => 0,
+        _ => random.u32(1..=rows),
+    };
+    let id = |random: &mut fastrand::Rng| {
+        let generation = if random.bool() { random.u64(0..3) } else { random.u64(..) };
+        let flags = if random.u8(0..4) == 0 { u64::from(random.u8(..)) & 0xf } else { 0 };
+        generation << 20 | flags << 16 | u64::from(index(random) & 0xffff)
+    };
+    let density = *random.choice(&[0, 1, 2, 4, 8]).expect("not empty");
+    // Cycles and chains of rows, all of them dead or alike.
+    let chained = random.u8(0..8) == 0;
+    let common_life: Option<u32> =
+        random.bool().then(|| *random.choice(&[0, 0xc000_0000, 0x8000_0001]).expect("not empty"));
+    for row in 1..=rows {
+        let at = 4096 + 64 * u64::from(row);
+        let lock = match random.u8(0..4) {
+            0 => random.u64(..),
+            1 => snapshot.value_offset + random.u64(0..snapshot.value_size + 16),
+            _ => snapshot.value_offset + 24 * random.u64(0..8),
+        };
+        if random.u8(0..8) < density {
+            put(at, &lock.to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            put(at + 8, &id(&mut random).to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            let generation = if random.bool() { random.u64(0..3) } else { random.u64(..) };
+            put(at + 16, &generation.to_ne_bytes());
+        }
+        if chained {
+            put(at + 24, &(row % rows + 1).to_ne_bytes());
+        } else if random.u8(0..8) < density {
+            put(at + 24, &index(&mut random).to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            let state = if random.bool() { random.u32(0..16) } else { random.u32(..) };
+            put(at + 28, &state.to_ne_bytes());
+        }
+        if let Some(life) = common_life {
+            put(life_word(snapshot, row), &life.to_ne_bytes());
+        } else if random.u8(0..8) < density {
+            let life = match random.u8(0..4) {
+                0 => 0,
+                1 => 0xc000_0000,
+                2 => random.u32(1..1000) | 0x8000_0000,
+                _ => random.u32(..),
+            };
+            put(life_word(snapshot, row), &life.to_ne_bytes());
+        }
+    }
+    for lock in 0..8 {
+        let at = snapshot.value_offset + 24 * lock;
+        if random.u8(0..8) < density {
+            put(at, &id(&mut random).to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            put(at + 8, &index(&mut random).to_ne_bytes());
+        }
+        if random.u8(0..16) < density {
+            let parked = u32::from(random.bool()) << 31;
+            put(at + 12, &(index(&mut random) | parked).to_ne_bytes());
+        }
+    }
+    match random.u8(0..12) {
+        0 => put(44, &random.u32(..).to_ne_bytes()),
+        1 => put(44, &random.u32(0..=rows).to_ne_bytes()),
+        2 => put(random.u64(0..128), &[random.u8(..)]),
+        3 => put(48, &random.u64(..).to_ne_bytes()),
+        _ => {}
+    }
+    image
+}
+
+/// Does everything to a segment that a user can do; says how it ended.
+fn use_it(image: &[u8], seed: u64) -> &'static str {
+    let file = File::from(memfd_create("garbled", MemfdFlags::CLOEXEC).expect("memfd"));
+    file.write_all_at(image, 0).expect("write the image");
+    if let Ok(snapshot) = Snapshot::of(file.as_fd(), &[]) {
+        assert!(!snapshot.to_string().is_empty());
+    }
+    let segment: Segment<Board> = match Segment::from_fd(file.try_clone().expect("dup").into()) {
+        Ok(segment) => segment,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return "not opened";
+        }
+    };
+    match segment.attach() {
+        Ok(me) => assert!(heirlock::is_alive(&segment, me)),
+        Err(AttachError::Corrupted { what }) => {
+            assert!(!what.is_empty());
+            return "not attached: corrupted";
+        }
+        Err(AttachError::Full { .. }) => return "not attached: full",
+        Err(error) => panic!("{error}"),
+    }
+    if seed.is_multiple_of(20) {
+        // Nobody lives of whom the image tells, so this ends, if only when the
+        // second witness has been asked of one after the other.
+        drop(segment.locks[0].lock());
+    }
+    for lock in &segment.locks {
+        use_lock(&segment, lock);
+    }
+    Snapshot::of(file.as_fd(), &[]).expect("it can still be shown");
+    "well"
+}
+
+fn use_lock(segment: &Segment<Board>, lock: &Counter) {
+    if let Some(owner) = heirlock::owner(lock) {
+        heirlock::is_alive(segment, owner);
+    }
+    if let Some(guard) = lock.try_lock() {
+        heirlock::MutexGuard::inherited(&guard);
+    }
+    let start = Instant::now();
+    if let Some(mut guard) = lock.try_lock_for(Duration::from_millis(5)) {
+        *guard = 1;
+    }
+    assert!(start.elapsed() < HANG);
+    if heirlock::owner(lock).is_none() && heirlock::queue(lock) == Some(vec![]) {
+        let mut guard = lock.lock();
+        heirlock::MutexGuard::bump(&mut guard);
+    }
+}
+
+/// Two rows whose threads are dead, each in front of the other in the queue of
+/// a lock: whoever queues behind them steps over one dead after the other, and
+/// must come to an end. The same with one that stands behind whoever looks.
+fn cycle_of_the_dead() {
+    for second_is_behind in [1u32, 3] {
+        let path = TempPath::new();
+        let segment: Segment<Board> = Segment::options().capacity(3).create(&path).expect("create");
+        let lock = segment.offset_of(&segment.locks[0]).expect("it is inside");
+        drop(segment);
+        let snapshot = Snapshot::read(&path, &[]).expect("read");
+        let file = Surgery::on(&path);
+        file.write(44, &2u32.to_ne_bytes());
+        for (row, prev) in [(1u32, 2u32), (2, second_is_behind)] {
+            let at = 4096 + 64 * u64::from(row);
+            file.write(life_word(&snapshot, row), &0xc000_0000u32.to_ne_bytes());
+            file.write(at + 16, &1u64.to_ne_bytes());
+            file.write(at + 24, &prev.to_ne_bytes());
+        }
+        file.write(lock + 8, &1u32.to_ne_bytes());
+        // So that nobody uses the two rows again.
+        let claims = [1, 2].map(|row| claim_row(&path, row));
+        let (done, wait) = mpsc::channel();
+        let opened: Segment<Board> = Segment::open(&path).expect("open");
+        thread::spawn(move || {
+            let row = opened.attach().expect("attach").row();
+            let result = catch_unwind(AssertUnwindSafe(|| drop(opened.locks[0].lock())));
+            let panic = result.map_err(|panic| message(&*panic).map(str::to_owned));
+            let _ = done.send((row, panic));
+        });
+        let (row, result) = wait.recv_timeout(HANG).expect("it comes to an end");
+        assert_eq!(row, 3);
+        let panic = result.expect_err("it is corrupted").expect("a message");
+        assert!(panic.starts_with("heirlock: the segment is corrupted"), "{panic}");
+        drop(claims);
+    }
+}
