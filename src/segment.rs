@@ -214,7 +214,8 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     }
 
     /// Opens the segment behind a descriptor received from elsewhere. It must
-    /// be open for reading and writing.
+    /// be open for reading and writing, and to join the segment the process must
+    /// be allowed to open the file for itself, through `/proc/self/fd`.
     ///
     /// # Errors
     ///

@@ -416,6 +416,11 @@ impl Request<'_> {
 
         let file = fd.as_fd();
         let header = self.wanted.header(page, process::boot_id());
+        // First, so that whoever may finish it after us can open it.
+        let mode = shm::stat(file).map_err(SegmentError::io("stat"))?.mode;
+        if path.is_some() && mode != self.mode {
+            shm::set_mode(file, self.mode).map_err(SegmentError::io("set the mode of the"))?;
+        }
         shm::resize(file, 0).map_err(SegmentError::io("empty the"))?;
         shm::write_at(file, header.as_bytes(), 0).map_err(SegmentError::io("write the"))?;
         shm::resize(file, layout.total as u64).map_err(SegmentError::io("size the"))?;
@@ -423,11 +428,6 @@ impl Request<'_> {
         let header_len = size_of::<Header>() as u64;
         shm::reserve(file, header_len, layout.life_offset as u64 - header_len)
             .map_err(SegmentError::io("reserve memory for the"))?;
-        let stat = shm::stat(file).map_err(SegmentError::io("stat"))?;
-        if path.is_some() && stat.mode != self.mode {
-            shm::set_mode(file, self.mode).map_err(SegmentError::io("set the mode of the"))?;
-        }
-
         let mapping = Self::map(fd, path, layout)?;
         registry::register(&mapping);
         if let Some(init) = self.init.take() {
