@@ -67,9 +67,9 @@ impl<'a> QueueGuard<'a> {
             let life = table.life(row).ok_or(Corrupted("a queue guard names no row"))?;
             let life = life.load(SeqCst);
             if died(life) && !active(Fault::NoGuardTakeover) {
-                let taken = replace(mine.in_place_of(editor));
+                // First: once the guard is taken nobody need look at the dead.
                 table.relay(row);
-                if taken {
+                if replace(mine.in_place_of(editor)) {
                     break;
                 }
                 continue;

@@ -146,15 +146,21 @@ pub(super) fn nudge(table: Table, index: u32) -> Result<(), Corrupted> {
     if active(Fault::NoNudge) {
         return Ok(());
     }
-    let nudged = row.state.update(|bits| {
+    let (Ok(was) | Err(was)) = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         matches!(state.code(), Some(Code::Waiting | Code::Parked))
             .then_some(state.with(Code::Nudged).bits())
     });
-    if nudged.is_ok_and(|was| WaitState::from_bits(was).code() == Some(Code::Parked)) {
+    if may_sleep(was) {
         futex::wake_all(&row.state);
     }
     Ok(())
+}
+
+/// Whether a waiter whose state was `was` may be asleep. If it was nudged
+/// already, whoever did that may have been killed before it could wake.
+fn may_sleep(was: u32) -> bool {
+    matches!(WaitState::from_bits(was).code(), Some(Code::Parked | Code::Nudged))
 }
 
 /// Tells the waiter in row `index` that it was served, if it is still in the
@@ -165,8 +171,7 @@ pub(super) fn tell_granted(row: &Row, asked: WaitState) {
         (state.same_round(asked) && state.code() != Some(Code::Granted))
             .then_some(state.with(Code::Granted).bits())
     });
-    let was_asleep = |was| WaitState::from_bits(was).code() == Some(Code::Parked);
-    if granted.is_ok_and(was_asleep) && !active(Fault::NoWake) {
+    if granted.is_ok_and(may_sleep) && !active(Fault::NoWake) {
         futex::wake_all(&row.state);
     }
 }

@@ -142,7 +142,7 @@ pub(crate) const ALL: &[Bounds] = &[
         name: "3 threads x 2, give-ups, 2 deaths, 1 re-use, 1 panic of an heir",
         size: Size::Full,
         config: Config { panics: 1, ..TARGET },
-        floor: 0,
+        floor: 60_400_000,
     },
     Bounds {
         name: "3 threads x 1, give-ups, 2 deaths, 2 re-uses",
@@ -154,6 +154,6 @@ pub(crate) const ALL: &[Bounds] = &[
         name: "4 threads x 1, give-ups, 2 deaths, 1 panic of an heir",
         size: Size::Full,
         config: Config { programs: [ONCE; 4], reuses: 0, panics: 1, ..TARGET },
-        floor: 0,
+        floor: 9_600_000,
     },
 ];

@@ -5,11 +5,10 @@
 //! # What it cannot see
 //!
 //! * `Mutant::AttachWithoutFirstRelay` and `Mutant::AttachWithoutLastRelay`: the
-//!   two wakes of `attach` cover for each other, and only leaving out both
-//!   leaves somebody asleep. The first is what wakes early, while the guard of
-//!   a queue may be long in coming; the last is for whoever began to watch the
-//!   row in between. That the model has no loss of time to show is why each
-//!   passes alone.
+//!   two wakes of `attach` cover for each other, and only without both is
+//!   somebody left asleep (explored in full with two locks, two deaths and one
+//!   re-use). With the first in place the last wakes nobody there: who begins
+//!   to watch the row in between is in the queue behind it, and nudged.
 //! * Faults that only spin, such as reading an owner as dead and never taking
 //!   the lock over: every state has a step, and none is stuck.
 //! * Faults of memory ordering: memory is sequentially consistent here.

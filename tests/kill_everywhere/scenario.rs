@@ -1,0 +1,386 @@
+//! What is killed, and where the others stand meanwhile.
+
+use crate::actor::open_or_create;
+use crate::kit::Board;
+use crate::trace::marker;
+use heirlock::Segment;
+use std::hint::black_box;
+use std::mem::forget;
+use std::path::Path;
+use std::time::Duration;
+
+/// The others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Who {
+    /// Owns the lock.
+    O,
+    /// Wait.
+    W1,
+    W2,
+    W3,
+    /// Comes when the victim is dead.
+    N,
+    /// Die in the course of the scenario: an owner and a waiter.
+    D,
+    M,
+}
+
+/// What one of the others does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Do {
+    /// Takes the lock, which is free.
+    Lock(Who),
+    /// Takes a place in the queue and falls asleep.
+    Queue(Who),
+    Unlock(Who),
+    /// Has been served.
+    Got(Who),
+    Die(Who),
+    /// Is stopped, until the survivors' turn comes.
+    Stop(Who),
+}
+
+/// What ends a victim's sleep.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wake {
+    By(&'static [Do]),
+    /// Its deadline.
+    Timeout,
+}
+
+/// A sleep of the victim.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Leg {
+    /// What happens just before it sleeps.
+    pub(crate) entry: &'static [Do],
+    pub(crate) wake: Wake,
+}
+
+/// What the victim does between its markers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Lock,
+    Timed,
+    Try,
+    /// Of a lock that it took before the start marker.
+    Unlock,
+    Attach,
+    // From here on in a segment of its own.
+    OpenOrCreate,
+    Open,
+    /// Joins a segment that it opened before.
+    Join,
+    /// Opens or creates, and joins.
+    OpenAndJoin,
+    /// Closes, and so leaves, a segment that it joined before.
+    Close,
+}
+
+impl Op {
+    /// Whether it has a segment for itself.
+    pub(crate) fn aside(self) -> bool {
+        matches!(
+            self,
+            Self::OpenOrCreate | Self::Open | Self::Join | Self::OpenAndJoin | Self::Close
+        )
+    }
+}
+
+/// What is at the path of the victim's own segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Nothing,
+    Empty,
+    Segment,
+    /// A segment from before a reboot, with an owner of its lock.
+    OtherBoot,
+}
+
+/// A moment in the middle of the operation at which the others act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    /// The next instruction changes the owner.
+    BeforeOwner,
+    /// The last instruction changed the owner.
+    AfterOwner,
+}
+
+/// An operation, and the circumstances.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    /// Before the victim exists.
+    pub(crate) before: &'static [Do],
+    /// When it is at its start marker.
+    pub(crate) after: &'static [Do],
+    pub(crate) op: Op,
+    pub(crate) place: Place,
+    pub(crate) interject: Option<(When, &'static [Do])>,
+    pub(crate) legs: &'static [Leg],
+    /// Whether the newcomer tries rather than waits.
+    pub(crate) tries: bool,
+    /// Whether the victim owns the lock before and after its operation.
+    pub(crate) owns: (bool, bool),
+    /// The least number of kill points.
+    pub(crate) floor: usize,
+}
+
+const BASE: Scenario = Scenario {
+    name: "",
+    before: &[],
+    after: &[],
+    op: Op::Lock,
+    place: Place::Nothing,
+    interject: None,
+    legs: &[],
+    tries: false,
+    owns: (false, true),
+    floor: 1,
+};
+
+const UNLOCK: Scenario = Scenario { op: Op::Unlock, owns: (true, false), ..BASE };
+const TIMED: Scenario = Scenario { op: Op::Timed, owns: (false, false), ..BASE };
+const ASIDE: Scenario =
+    Scenario { op: Op::OpenOrCreate, owns: (false, false), place: Place::Segment, ..BASE };
+
+/// A sleep that others end.
+const fn leg(wake: &'static [Do]) -> Leg {
+    Leg { entry: &[], wake: Wake::By(wake) }
+}
+
+use Do::{Die, Got, Lock, Queue, Stop, Unlock};
+use Who::{D, M, O, W1, W2, W3};
+
+/// All of them.
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "lock: free", ..BASE },
+    Scenario { name: "lock: free; a try inherits", tries: true, ..BASE },
+    Scenario {
+        name: "lock: another one is faster",
+        interject: Some((When::BeforeOwner, &[Lock(O)])),
+        legs: &[leg(&[Unlock(O)])],
+        ..BASE
+    },
+    Scenario {
+        name: "lock: free, somebody queues meanwhile",
+        interject: Some((When::AfterOwner, &[Queue(W1)])),
+        ..BASE
+    },
+    Scenario { name: "unlock: nobody waits", ..UNLOCK },
+    Scenario { name: "unlock: nobody waits; a try inherits", tries: true, ..UNLOCK },
+    Scenario {
+        name: "unlock: somebody queues meanwhile",
+        interject: Some((When::BeforeOwner, &[Queue(W1)])),
+        ..UNLOCK
+    },
+    Scenario {
+        name: "lock: behind an owner",
+        before: &[Lock(O)],
+        legs: &[leg(&[Unlock(O)])],
+        ..BASE
+    },
+    Scenario {
+        name: "lock: behind an owner, one behind",
+        before: &[Lock(O)],
+        legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O)]) }],
+        ..BASE
+    },
+    Scenario {
+        name: "lock: in the middle",
+        before: &[Lock(O), Queue(W1)],
+        legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O), Got(W1), Unlock(W1)]) }],
+        ..BASE
+    },
+    Scenario {
+        name: "lock: behind a queue of three",
+        before: &[Lock(O), Queue(W1), Queue(W2), Queue(W3)],
+        legs: &[leg(&[Unlock(O), Got(W1), Unlock(W1), Got(W2), Unlock(W2), Got(W3), Unlock(W3)])],
+        ..BASE
+    },
+    Scenario { name: "unlock: hands over", after: &[Queue(W1)], ..UNLOCK },
+    Scenario {
+        name: "unlock: hands over, more behind",
+        after: &[Queue(W1), Queue(W2), Queue(W3)],
+        ..UNLOCK
+    },
+    Scenario { name: "unlock: a dead head alone", after: &[Queue(M), Die(M)], ..UNLOCK },
+    Scenario {
+        name: "unlock: a dead head, one behind",
+        after: &[Queue(M), Queue(W1), Stop(W1), Die(M)],
+        ..UNLOCK
+    },
+    Scenario { name: "unlock: a dead tail", after: &[Queue(W1), Queue(M), Die(M)], ..UNLOCK },
+    Scenario { name: "unlock: an inherited lock", before: &[Lock(D), Die(D)], ..UNLOCK },
+    Scenario {
+        name: "unlock: an inherited lock, hands over",
+        before: &[Lock(D), Die(D)],
+        after: &[Queue(W1)],
+        ..UNLOCK
+    },
+    Scenario { name: "take over: nobody waits", before: &[Lock(D), Die(D)], ..BASE },
+    Scenario {
+        name: "take over: at the head",
+        before: &[Lock(D)],
+        legs: &[leg(&[Die(D)])],
+        ..BASE
+    },
+    Scenario {
+        name: "take over: at the head, two behind",
+        before: &[Lock(D)],
+        legs: &[Leg { entry: &[Queue(W1), Queue(W2)], wake: Wake::By(&[Die(D)]) }],
+        ..BASE
+    },
+    Scenario {
+        name: "take over: a dead head in front",
+        before: &[Lock(D), Queue(M), Die(M), Die(D)],
+        ..BASE
+    },
+    Scenario {
+        name: "step over: a dead waiter in front",
+        before: &[Lock(O), Queue(W1), Queue(M)],
+        legs: &[
+            Leg { entry: &[Queue(W2)], wake: Wake::By(&[Die(M)]) },
+            leg(&[Unlock(O), Got(W1), Unlock(W1)]),
+        ],
+        ..BASE
+    },
+    Scenario {
+        name: "give up: alone",
+        before: &[Lock(O)],
+        legs: &[Leg { entry: &[], wake: Wake::Timeout }],
+        ..TIMED
+    },
+    Scenario {
+        name: "give up: at the head",
+        before: &[Lock(O)],
+        legs: &[Leg { entry: &[Queue(W1)], wake: Wake::Timeout }],
+        ..TIMED
+    },
+    Scenario {
+        name: "give up: in the middle",
+        before: &[Lock(O), Queue(W1)],
+        legs: &[Leg { entry: &[Queue(W2)], wake: Wake::Timeout }],
+        ..TIMED
+    },
+    Scenario {
+        name: "give up: at the tail",
+        before: &[Lock(O), Queue(W1)],
+        legs: &[Leg { entry: &[], wake: Wake::Timeout }],
+        ..TIMED
+    },
+    Scenario { name: "try_lock: free", op: Op::Try, ..BASE },
+    Scenario {
+        name: "try_lock: owned",
+        before: &[Lock(O)],
+        op: Op::Try,
+        owns: (false, false),
+        ..BASE
+    },
+    Scenario { name: "try_lock: a dead owner's", before: &[Lock(D), Die(D)], op: Op::Try, ..BASE },
+    Scenario {
+        name: "try_lock: a dead owner's, a dead waiter",
+        before: &[Lock(D), Queue(M), Die(M), Die(D)],
+        op: Op::Try,
+        ..BASE
+    },
+    Scenario { name: "attach: a left row", op: Op::Attach, owns: (false, false), ..BASE },
+    Scenario {
+        name: "attach: a dead waiter's row",
+        before: &[Lock(O), Queue(W1), Queue(M), Die(M)],
+        op: Op::Attach,
+        owns: (false, false),
+        ..BASE
+    },
+    Scenario {
+        name: "attach: a dead owner's row",
+        before: &[Lock(D), Die(D)],
+        op: Op::Attach,
+        owns: (false, false),
+        ..BASE
+    },
+    Scenario { name: "attach: a new row", op: Op::Join, ..ASIDE },
+    Scenario { name: "detach, close", op: Op::Close, ..ASIDE },
+    Scenario { name: "create", place: Place::Nothing, ..ASIDE },
+    Scenario { name: "create: left unfinished", place: Place::Empty, ..ASIDE },
+    Scenario { name: "open", op: Op::Open, ..ASIDE },
+    Scenario { name: "open: after a reboot", op: Op::Open, place: Place::OtherBoot, ..ASIDE },
+];
+
+/// A deadline that is later than anything the victim does before it sleeps,
+/// and earlier than a sleeper's heartbeat.
+const TIMEOUT: Duration = Duration::from_millis(800);
+
+/// The victim's part: prepares itself, and does its operation between two
+/// markers. In `segment`, or in its own at `path`.
+pub(crate) fn play(op: Op, segment: &Segment<Board>, path: &Path) {
+    let lock = &segment.locks[0];
+    match op {
+        Op::Lock => {
+            segment.attach().expect("attach");
+            marker();
+            let guard = black_box(lock.lock());
+            marker();
+            forget(guard);
+        }
+        Op::Timed => {
+            segment.attach().expect("attach");
+            marker();
+            let guard = black_box(lock.try_lock_for(TIMEOUT));
+            marker();
+            forget(guard);
+        }
+        Op::Try => {
+            segment.attach().expect("attach");
+            marker();
+            let guard = black_box(lock.try_lock());
+            marker();
+            forget(guard);
+        }
+        Op::Unlock => {
+            let guard = lock.lock();
+            marker();
+            drop(black_box(guard));
+            marker();
+        }
+        Op::Attach => {
+            marker();
+            let me = black_box(segment.attach());
+            marker();
+            me.expect("attach");
+        }
+        Op::OpenOrCreate => {
+            marker();
+            let own = black_box(open_or_create(path));
+            marker();
+            forget(own);
+        }
+        Op::Open => {
+            marker();
+            let own = black_box(Segment::<Board>::open(path));
+            marker();
+            forget(own);
+        }
+        Op::Join => {
+            let own = Segment::<Board>::open(path).expect("open");
+            marker();
+            let me = black_box(own.attach());
+            marker();
+            forget((own, me));
+        }
+        Op::OpenAndJoin => {
+            marker();
+            let own = black_box(open_or_create(path));
+            let me = black_box(own.as_ref().map(|own| own.attach().is_ok()).ok());
+            marker();
+            assert_eq!(me, Some(true), "open and join: {own:?}");
+            forget(own);
+        }
+        Op::Close => {
+            let own = Segment::<Board>::open(path).expect("open");
+            own.attach().expect("attach");
+            marker();
+            drop(black_box(own));
+            marker();
+        }
+    }
+}

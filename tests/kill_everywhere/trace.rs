@@ -1,0 +1,447 @@
+//! A process under `ptrace`: one instruction, one system call, one breakpoint
+//! at a time; and the record of what an operation consists of.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::libc::user_regs_struct;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Why a run did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Fail {
+    /// The victim went another way than the one that was recorded.
+    Diverged(String),
+    /// This combination has nothing to kill.
+    Nothing,
+    /// A promise was broken.
+    Wrong(String),
+}
+
+impl std::fmt::Display for Fail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Diverged(how) => write!(f, "another way than recorded: {how}"),
+            Self::Nothing => f.write_str("nothing to kill"),
+            Self::Wrong(what) => f.write_str(what),
+        }
+    }
+}
+
+/// What a run gives.
+pub(crate) type Res<T> = Result<T, Fail>;
+
+/// A broken promise, in words.
+pub(crate) fn wrong<T>(what: impl Into<String>) -> Res<T> {
+    Err(Fail::Wrong(what.into()))
+}
+
+/// Where a victim stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// Before the instruction at this address.
+    At(u64),
+    /// At the entry of the system call of this number.
+    Entry(u64),
+    /// Asleep in it.
+    Asleep(u64),
+    /// At its exit, before the instruction at this address.
+    Exit(u64, u64),
+}
+
+impl Point {
+    /// Whether it is in a system call that may change what no image shows:
+    /// who sleeps, who has locked a byte, what memory there is.
+    pub(crate) fn has_other_effects(self) -> bool {
+        use nix::libc::{SYS_fallocate, SYS_fchmod, SYS_ftruncate, SYS_pwrite64};
+        let others = [SYS_fallocate, SYS_fchmod, SYS_ftruncate, SYS_pwrite64];
+        match self {
+            Self::At(_) => false,
+            Self::Entry(number) | Self::Asleep(number) | Self::Exit(number, _) => {
+                matches!(number, FUTEX | FUTEX_WAITV | FCNTL) || others.contains(&(number as i64))
+            }
+        }
+    }
+
+    /// The instruction that comes next, if the victim is between two.
+    fn next(self) -> Option<u64> {
+        match self {
+            Self::At(rip) | Self::Exit(_, rip) => Some(rip),
+            Self::Entry(_) | Self::Asleep(_) => None,
+        }
+    }
+}
+
+/// How a victim is brought to a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// By the breakpoint that costs least.
+    Breakpoint,
+    /// By a breakpoint at an instruction that is met only once, and then step
+    /// by step.
+    Landmark,
+    /// Step by step, and wherever that leads is right.
+    Steps,
+}
+
+/// All the points of an operation, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trace {
+    points: Vec<Point>,
+    /// Where each instruction was met. A repeated string instruction is met
+    /// once, however long it takes.
+    met: HashMap<u64, Vec<usize>>,
+}
+
+impl Trace {
+    pub(crate) fn push(&mut self, point: Point) {
+        let before = self.points.last().and_then(|last| last.next());
+        if let Some(rip) = point.next()
+            && before != Some(rip)
+        {
+            self.met.entry(rip).or_default().push(self.points.len());
+        }
+        self.points.push(point);
+    }
+
+    pub(crate) fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    pub(crate) fn last(&self) -> usize {
+        self.points.len() - 1
+    }
+
+    /// The first system call from point `from` on in which the victim slept.
+    pub(crate) fn sleep_from(&self, from: usize) -> Option<usize> {
+        let sleeps = |at: &usize| matches!(self.points.get(*at + 1), Some(Point::Asleep(_)));
+        (from..self.points.len()).find(sleeps)
+    }
+
+    /// How best to come from `from` to `to`, between which nobody sleeps: a
+    /// breakpoint at the address of point `.0`, met `.1` times, and single
+    /// steps from there.
+    fn anchor(&self, from: usize, to: usize, how: How) -> (usize, usize) {
+        let mut best = (from, 0, to - from);
+        if how == How::Steps {
+            return (from, 0);
+        }
+        if how == How::Landmark {
+            let once = |at: &usize| match self.points[*at] {
+                Point::At(rip) => self.met[&rip] == [*at],
+                _ => false,
+            };
+            return (from + 1..=to).rev().find(once).map_or((from, 0), |at| (at, 1));
+        }
+        for at in (from + 1..=to).rev().take(100) {
+            let Point::At(rip) = self.points[at] else { continue };
+            let met = &self.met[&rip];
+            let Ok(upto) = met.binary_search(&at) else { continue };
+            let hits = upto + 1 - met.partition_point(|other| *other <= from);
+            // A hit costs a step over the breakpoint as well.
+            let cost = 2 * hits + to - at;
+            if cost < best.2 {
+                best = (at, hits, cost);
+            }
+            if hits == 1 {
+                break;
+            }
+        }
+        (best.0, best.1)
+    }
+}
+
+/// The marker that begins and ends an operation.
+#[inline(always)]
+pub(crate) fn marker() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the instruction changes nothing; the tracer, which is there
+    // whenever this is reached, is told, and the process stops.
+    unsafe {
+        core::arch::asm!("int3");
+    }
+}
+
+/// Forks a process that does `body` and nothing else, and dies with this one.
+pub(crate) fn fork_child(body: impl FnOnce()) -> Pid {
+    // SAFETY: this process has one thread, so the child may do whatever it
+    // could do.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            let done = catch_unwind(AssertUnwindSafe(body));
+            // SAFETY: ends the process without touching what it shares with
+            // its parent (buffers, files to be removed).
+            unsafe { nix::libc::_exit(if done.is_ok() { 0 } else { 101 }) }
+        }
+    }
+}
+
+/// SIGKILL, and wait until the kernel has marked what it had to mark.
+pub(crate) fn kill_and_reap(pid: Pid) {
+    let _ = kill(pid, Signal::SIGKILL);
+    loop {
+        match waitpid(pid, Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Signaled(..) | WaitStatus::Exited(..)) => return,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// The state letter of a process, as `/proc` tells it.
+pub(crate) fn process_state(pid: Pid) -> u8 {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let name_end = stat.iter().rposition(|byte| *byte == b')').unwrap_or(0);
+    stat.get(name_end + 2).copied().unwrap_or(b'?')
+}
+
+/// A traced process; killed and reaped when dropped.
+pub(crate) struct Traced {
+    pub(crate) pid: Pid,
+    pub(crate) point: Point,
+    regs: user_regs_struct,
+    gone: bool,
+}
+
+const FUTEX: u64 = nix::libc::SYS_futex as u64;
+const FUTEX_WAITV: u64 = nix::libc::SYS_futex_waitv as u64;
+const FCNTL: u64 = nix::libc::SYS_fcntl as u64;
+
+impl Traced {
+    /// Forks a process that does `body`, and lets it run to its start marker.
+    pub(crate) fn start(body: impl FnOnce()) -> Res<Self> {
+        let pid = fork_child(|| {
+            ptrace::traceme().expect("traceme");
+            body();
+        });
+        // SAFETY: a struct of integers.
+        let regs = unsafe { core::mem::zeroed() };
+        let mut traced = Self { pid, point: Point::At(0), regs, gone: false };
+        traced.wait_trap("its start marker")?;
+        let options = Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACESYSGOOD;
+        ptrace::setoptions(pid, options).expect("setoptions");
+        traced.point = Point::At(traced.regs.rip);
+        Ok(traced)
+    }
+
+    /// SIGKILL; returns when the process is gone.
+    pub(crate) fn kill(&mut self) {
+        if !self.gone {
+            kill_and_reap(self.pid);
+            self.gone = true;
+        }
+    }
+
+    fn stopped(&mut self, status: nix::Result<WaitStatus>) -> Res<WaitStatus> {
+        match status {
+            Ok(status @ (WaitStatus::Stopped(..) | WaitStatus::PtraceSyscall(_))) => {
+                self.regs = ptrace::getregs(self.pid).expect("getregs");
+                Ok(status)
+            }
+            Ok(status @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..))) => {
+                self.gone = true;
+                wrong(format!("the victim ended by itself: {status:?}"))
+            }
+            Err(Errno::EINTR) => wrong("the victim hangs"),
+            other => wrong(format!("waiting for the victim: {other:?}")),
+        }
+    }
+
+    fn wait_stop(&mut self) -> Res<WaitStatus> {
+        let status = waitpid(self.pid, None);
+        self.stopped(status)
+    }
+
+    fn wait_trap(&mut self, until: &str) -> Res<()> {
+        match self.wait_stop()? {
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => Ok(()),
+            other => wrong(format!("the victim ran to {until} and met {other:?}")),
+        }
+    }
+
+    fn read(&self, address: u64) -> i64 {
+        ptrace::read(self.pid, address as usize as ptrace::AddressType).unwrap_or(0)
+    }
+
+    fn write(&self, address: u64, word: i64) -> Res<()> {
+        ptrace::write(self.pid, address as usize as ptrace::AddressType, word)
+            .or_else(|error| Err(Fail::Diverged(format!("poke {address:#x}: {error}"))))
+    }
+
+    /// Whether the operation is over: the end marker comes next.
+    pub(crate) fn at_end(&self) -> bool {
+        self.point.next().is_some_and(|rip| self.read(rip) & 0xff == 0xcc)
+    }
+
+    /// Whether the system call that is about to be made may sleep.
+    fn may_sleep(&self, number: u64) -> bool {
+        let op = self.regs.rsi;
+        match number {
+            FUTEX_WAITV => true,
+            FUTEX => matches!(op & 0x7f, 0 | 9),
+            FCNTL => op == nix::libc::F_OFD_SETLKW as u64,
+            _ => false,
+        }
+    }
+
+    /// Goes on to the next point. From a sleep: once it is over.
+    pub(crate) fn step(&mut self) -> Res<Point> {
+        self.point = match self.point {
+            Point::At(rip) | Point::Exit(_, rip) => {
+                if self.read(rip) & 0xffff == 0x050f {
+                    ptrace::syscall(self.pid, None).expect("to the entry of a system call");
+                    match self.wait_stop()? {
+                        WaitStatus::PtraceSyscall(_) => Point::Entry(self.regs.orig_rax),
+                        other => return wrong(format!("instead of a system call: {other:?}")),
+                    }
+                } else {
+                    ptrace::step(self.pid, None).expect("step");
+                    self.wait_trap("its next instruction")?;
+                    Point::At(self.regs.rip)
+                }
+            }
+            Point::Entry(number) => {
+                let may_sleep = self.may_sleep(number);
+                ptrace::syscall(self.pid, None).expect("into a system call");
+                if may_sleep && self.falls_asleep()? {
+                    Point::Asleep(number)
+                } else {
+                    self.exit_of(number)?
+                }
+            }
+            Point::Asleep(number) => self.exit_of(number)?,
+        };
+        Ok(self.point)
+    }
+
+    fn exit_of(&mut self, number: u64) -> Res<Point> {
+        match self.wait_stop()? {
+            WaitStatus::PtraceSyscall(_) => Ok(Point::Exit(number, self.regs.rip)),
+            other => wrong(format!("in a system call: {other:?}")),
+        }
+    }
+
+    fn has_stopped(&self) -> bool {
+        process_state(self.pid) == b't'
+    }
+
+    /// Whether the system call under way sleeps, rather than ends.
+    fn falls_asleep(&self) -> Res<bool> {
+        for round in 0u64.. {
+            match process_state(self.pid) {
+                b'S' => return Ok(true),
+                b't' | b'Z' | b'X' | b'?' => return Ok(false),
+                _ => {}
+            }
+            if round > 1_000_000 {
+                break;
+            }
+            let _ = nix::sched::sched_yield();
+        }
+        wrong("a system call neither sleeps nor ends")
+    }
+
+    /// Whether a sleep that was left to itself is over. Only certain once all
+    /// those have done their work who could end it.
+    pub(crate) fn has_woken(&self) -> bool {
+        while process_state(self.pid) == b'R' {
+            let _ = nix::sched::sched_yield();
+        }
+        self.has_stopped()
+    }
+
+    /// Goes on until it sleeps, without a look at what is in between.
+    pub(crate) fn run_asleep(&mut self) -> Res<()> {
+        loop {
+            match self.point {
+                Point::At(_) | Point::Exit(..) => {
+                    ptrace::syscall(self.pid, None).expect("to the next system call");
+                    match self.wait_stop()? {
+                        WaitStatus::PtraceSyscall(_) => {
+                            self.point = Point::Entry(self.regs.orig_rax);
+                        }
+                        _ => return Err(Fail::Nothing),
+                    }
+                }
+                Point::Entry(_) => {
+                    self.step()?;
+                }
+                Point::Asleep(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// It stands where the recorded one stood.
+    pub(crate) fn must_be_at(&self, point: Point) -> Res<()> {
+        if self.point == point {
+            return Ok(());
+        }
+        Err(Fail::Diverged(format!("{:x?} instead of {point:x?}", self.point)))
+    }
+
+    /// Whether it is about to sleep in `futex_waitv`.
+    pub(crate) fn about_to_wait(&self) -> bool {
+        self.point == Point::Entry(FUTEX_WAITV)
+    }
+
+    /// At the entry of `futex_waitv`: has its deadline lie in the past.
+    pub(crate) fn expire(&mut self) -> Res<()> {
+        let deadline = self.regs.r10;
+        self.write(deadline, 0)?;
+        self.write(deadline + 8, 1)
+    }
+
+    /// Goes on until it has met the instruction at `address` for the `hits`th
+    /// time.
+    fn run_to(&mut self, address: u64, hits: usize) -> Res<()> {
+        for _ in 0..hits {
+            if self.regs.rip == address {
+                ptrace::step(self.pid, None).expect("step");
+                self.wait_trap("the instruction behind the breakpoint")?;
+            }
+            let original = self.read(address);
+            self.write(address, original & !0xff | 0xcc)?;
+            ptrace::cont(self.pid, None).expect("continue");
+            self.wait_trap("a breakpoint")?;
+            if self.regs.rip != address + 1 {
+                return Err(Fail::Diverged(format!(
+                    "stopped at {:#x} instead of {address:#x}",
+                    self.regs.rip
+                )));
+            }
+            self.write(address, original)?;
+            self.regs.rip = address;
+            ptrace::setregs(self.pid, self.regs).expect("setregs");
+        }
+        self.point = Point::At(address);
+        Ok(())
+    }
+
+    /// From point `from` of `trace` to point `to`; nobody sleeps in between.
+    pub(crate) fn go(&mut self, trace: &Trace, from: usize, to: usize, how: How) -> Res<()> {
+        let (anchor, hits) = trace.anchor(from, to, how);
+        if hits > 0 {
+            let Point::At(address) = trace.points[anchor] else { unreachable!("anchors are At") };
+            self.run_to(address, hits)?;
+        }
+        for _ in anchor..to {
+            if self.at_end() {
+                break;
+            }
+            self.step()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
