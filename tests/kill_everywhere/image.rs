@@ -33,6 +33,10 @@ impl Row {
         self.life != 0 && self.life & OWNER_DIED == 0
     }
 
+    pub(crate) fn granted(&self) -> bool {
+        self.state & 7 == 4
+    }
+
     pub(crate) fn parked(&self) -> bool {
         self.state & 7 == 2
     }

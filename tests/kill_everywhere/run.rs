@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// How many broken promises are enough.
 const ENOUGH: usize = 20;
 
+/// How many acquisitions by a heartbeat are enough in a broken build.
+const ENOUGH_SLOW: usize = 3;
+
 /// How long one run may take altogether, by the process's alarm clock.
 const ALARM: u32 = 40;
 
@@ -78,6 +81,8 @@ pub(crate) struct Run {
     slow: usize,
     failures: usize,
     effort: Effort,
+    /// Whether the build is broken on purpose.
+    broken: bool,
     /// The images from which a recovery has been killed, and what recovered.
     done: BTreeSet<(Second, Image)>,
     /// The images that an attacher found, when the others had settled.
@@ -121,11 +126,13 @@ impl Recorded<'_> {
 
 impl Run {
     pub(crate) fn new(effort: Effort) -> Self {
+        let broken = std::env::var_os("HEIRLOCK_FAULT").is_some();
         Self {
             world: World::new(),
             slow: 0,
             failures: 0,
             effort,
+            broken,
             done: BTreeSet::new(),
             settled: BTreeSet::new(),
         }
@@ -149,6 +156,13 @@ impl Run {
                 self.failures += 1;
             }
             total.add(&tally);
+            // In a build that is broken on purpose, a heartbeat that heals is
+            // what is to be seen; in any other it may be a busy machine.
+            if self.broken && self.slow + self.world.slow > 0 {
+                println!("FAILED \"{}\": a heartbeat had to help", scenario.name);
+                self.failures += 1;
+                break;
+            }
             if self.failures >= ENOUGH {
                 println!("enough failures: the rest was left out");
                 break;
@@ -213,9 +227,10 @@ impl Run {
 
     fn scenario(&mut self, scenario: &Scenario) -> Tally {
         let mut tally = Tally::default();
-        // The clock has its moods: what counts is what it does usually.
+        // The clock has its moods (a loop more, if its page is just being
+        // updated): what counts is the shortest way, if it is a usual one.
         let mut recorded: Option<Recorded> = None;
-        for _ in 0..5 {
+        for round in 0..6 {
             let again = match self.guarded(|world| record(world, scenario)) {
                 Ok(again) => again,
                 Err(fail) => {
@@ -227,7 +242,7 @@ impl Run {
             if recorded.as_ref().is_none_or(|r| again.trace.last() <= r.trace.last()) {
                 recorded = Some(again);
             }
-            if usual {
+            if usual && round >= 2 {
                 break;
             }
         }
@@ -269,6 +284,9 @@ impl Run {
         let mut owned = recorded.scenario.owns.0;
         let mut changes = 0;
         for at in 0..=recorded.trace.last() {
+            if self.broken && self.slow + self.world.slow >= ENOUGH_SLOW {
+                break;
+            }
             let run = |world: &mut World, how| first_kill(world, recorded, at, how);
             let done = self.bring(tally, run);
             tally.points += 1;
@@ -433,6 +451,13 @@ fn record<'a>(world: &mut World, scenario: &'a Scenario) -> Res<Recorded<'a>> {
     world.act(scenario.after)?;
     walk(world, &mut recorded, &mut victim, None)?;
     let seen = world.look(scenario.op, victim.pid)?;
+    if !scenario.op.aside() && !seen.victim_owns {
+        // The others need no death to get on.
+        world.drain(scenario, seen.expect)?;
+        victim.kill();
+        world.end()?;
+        return Ok(recorded);
+    }
     survive(world, scenario, &mut victim, &seen)?;
     Ok(recorded)
 }
@@ -550,6 +575,13 @@ fn first_kill(
     if how != How::Steps {
         same_place(&victim, recorded.trace.points()[at], &seen.image, &recorded.images[at])?;
     }
+    let seen = match scenario.early {
+        true => {
+            world.come_early(scenario)?;
+            Seen { image: seen.image, ..world.look(scenario.op, victim.pid)? }
+        }
+        false => seen,
+    };
     let waiting = world.waiting().to_vec();
     survive(world, scenario, &mut victim, &seen)?;
     Ok((seen, waiting))
@@ -576,10 +608,11 @@ fn start_second(
         _ => None,
     };
     advance(world, recorded, &mut victim, left.at, how)?;
-    let seen = world.look(scenario.op, victim.pid)?;
+    world.look(scenario.op, victim.pid)?;
     if how != How::Steps {
-        let point = recorded.trace.points()[left.at];
-        same_place(&victim, point, &seen.image, &recorded.images[left.at])?;
+        // The image has one more participant in it than the recorded one; but
+        // this is an instruction that made a difference, so no other will do.
+        victim.must_be_at(recorded.trace.points()[left.at])?;
     }
     victim.kill();
     world.settle();

@@ -119,6 +119,8 @@ pub(crate) struct Scenario {
     pub(crate) legs: &'static [Leg],
     /// Whether the newcomer tries rather than waits.
     pub(crate) tries: bool,
+    /// Whether the newcomer comes when the victim is still alive.
+    pub(crate) early: bool,
     /// Whether the victim owns the lock before and after its operation.
     pub(crate) owns: (bool, bool),
     /// The least number of kill points.
@@ -134,6 +136,7 @@ const BASE: Scenario = Scenario {
     interject: None,
     legs: &[],
     tries: false,
+    early: false,
     owns: (false, true),
     floor: 1,
 };
@@ -153,90 +156,121 @@ use Who::{D, M, O, W1, W2, W3};
 
 /// All of them.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "lock: free", ..BASE },
-    Scenario { name: "lock: free; a try inherits", tries: true, ..BASE },
+    Scenario { name: "lock: free", floor: 30, ..BASE },
+    Scenario { name: "lock: free; a try inherits", floor: 30, tries: true, ..BASE },
     Scenario {
         name: "lock: another one is faster",
+        floor: 451,
         interject: Some((When::BeforeOwner, &[Lock(O)])),
         legs: &[leg(&[Unlock(O)])],
         ..BASE
     },
     Scenario {
         name: "lock: free, somebody queues meanwhile",
+        floor: 167,
         interject: Some((When::AfterOwner, &[Queue(W1)])),
         ..BASE
     },
-    Scenario { name: "unlock: nobody waits", ..UNLOCK },
-    Scenario { name: "unlock: nobody waits; a try inherits", tries: true, ..UNLOCK },
+    Scenario { name: "unlock: nobody waits", floor: 16, ..UNLOCK },
+    Scenario { name: "unlock: nobody waits; a try inherits", floor: 16, tries: true, ..UNLOCK },
     Scenario {
         name: "unlock: somebody queues meanwhile",
+        floor: 224,
         interject: Some((When::BeforeOwner, &[Queue(W1)])),
         ..UNLOCK
     },
     Scenario {
+        name: "unlock: two queue meanwhile",
+        floor: 224,
+        interject: Some((When::BeforeOwner, &[Queue(W1)])),
+        early: true,
+        ..UNLOCK
+    },
+    Scenario {
         name: "lock: behind an owner",
+        floor: 451,
         before: &[Lock(O)],
         legs: &[leg(&[Unlock(O)])],
         ..BASE
     },
     Scenario {
         name: "lock: behind an owner, one behind",
+        floor: 451,
         before: &[Lock(O)],
         legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O)]) }],
         ..BASE
     },
     Scenario {
         name: "lock: in the middle",
+        floor: 434,
         before: &[Lock(O), Queue(W1)],
         legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O), Got(W1), Unlock(W1)]) }],
         ..BASE
     },
     Scenario {
         name: "lock: behind a queue of three",
+        floor: 434,
         before: &[Lock(O), Queue(W1), Queue(W2), Queue(W3)],
         legs: &[leg(&[Unlock(O), Got(W1), Unlock(W1), Got(W2), Unlock(W2), Got(W3), Unlock(W3)])],
         ..BASE
     },
-    Scenario { name: "unlock: hands over", after: &[Queue(W1)], ..UNLOCK },
+    Scenario { name: "unlock: hands over", floor: 251, after: &[Queue(W1)], ..UNLOCK },
     Scenario {
         name: "unlock: hands over, more behind",
+        floor: 395,
         after: &[Queue(W1), Queue(W2), Queue(W3)],
         ..UNLOCK
     },
-    Scenario { name: "unlock: a dead head alone", after: &[Queue(M), Die(M)], ..UNLOCK },
+    Scenario {
+        name: "unlock: a dead head alone",
+        floor: 200,
+        after: &[Queue(M), Die(M)],
+        ..UNLOCK
+    },
     Scenario {
         name: "unlock: a dead head, one behind",
+        floor: 393,
         after: &[Queue(M), Queue(W1), Stop(W1), Die(M)],
         ..UNLOCK
     },
-    Scenario { name: "unlock: a dead tail", after: &[Queue(W1), Queue(M), Die(M)], ..UNLOCK },
-    Scenario { name: "unlock: an inherited lock", before: &[Lock(D), Die(D)], ..UNLOCK },
+    Scenario {
+        name: "unlock: a dead tail",
+        floor: 305,
+        after: &[Queue(W1), Queue(M), Die(M)],
+        ..UNLOCK
+    },
+    Scenario { name: "unlock: an inherited lock", floor: 66, before: &[Lock(D), Die(D)], ..UNLOCK },
     Scenario {
         name: "unlock: an inherited lock, hands over",
+        floor: 280,
         before: &[Lock(D), Die(D)],
         after: &[Queue(W1)],
         ..UNLOCK
     },
-    Scenario { name: "take over: nobody waits", before: &[Lock(D), Die(D)], ..BASE },
+    Scenario { name: "take over: nobody waits", floor: 538, before: &[Lock(D), Die(D)], ..BASE },
     Scenario {
         name: "take over: at the head",
+        floor: 864,
         before: &[Lock(D)],
         legs: &[leg(&[Die(D)])],
         ..BASE
     },
     Scenario {
         name: "take over: at the head, two behind",
+        floor: 924,
         before: &[Lock(D)],
         legs: &[Leg { entry: &[Queue(W1), Queue(W2)], wake: Wake::By(&[Die(D)]) }],
         ..BASE
     },
     Scenario {
         name: "take over: a dead head in front",
+        floor: 653,
         before: &[Lock(D), Queue(M), Die(M), Die(D)],
         ..BASE
     },
     Scenario {
         name: "step over: a dead waiter in front",
+        floor: 855,
         before: &[Lock(O), Queue(W1), Queue(M)],
         legs: &[
             Leg { entry: &[Queue(W2)], wake: Wake::By(&[Die(M)]) },
@@ -246,46 +280,65 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "give up: alone",
+        floor: 708,
         before: &[Lock(O)],
         legs: &[Leg { entry: &[], wake: Wake::Timeout }],
         ..TIMED
     },
     Scenario {
         name: "give up: at the head",
+        floor: 779,
         before: &[Lock(O)],
         legs: &[Leg { entry: &[Queue(W1)], wake: Wake::Timeout }],
         ..TIMED
     },
     Scenario {
         name: "give up: in the middle",
+        floor: 762,
         before: &[Lock(O), Queue(W1)],
         legs: &[Leg { entry: &[Queue(W2)], wake: Wake::Timeout }],
         ..TIMED
     },
     Scenario {
         name: "give up: at the tail",
+        floor: 692,
         before: &[Lock(O), Queue(W1)],
         legs: &[Leg { entry: &[], wake: Wake::Timeout }],
         ..TIMED
     },
-    Scenario { name: "try_lock: free", op: Op::Try, ..BASE },
+    Scenario { name: "try_lock: free", floor: 21, op: Op::Try, ..BASE },
     Scenario {
         name: "try_lock: owned",
+        floor: 61,
         before: &[Lock(O)],
         op: Op::Try,
         owns: (false, false),
         ..BASE
     },
-    Scenario { name: "try_lock: a dead owner's", before: &[Lock(D), Die(D)], op: Op::Try, ..BASE },
+    Scenario {
+        name: "try_lock: a dead owner's",
+        floor: 628,
+        before: &[Lock(D), Die(D)],
+        op: Op::Try,
+        ..BASE
+    },
     Scenario {
         name: "try_lock: a dead owner's, a dead waiter",
+        floor: 769,
         before: &[Lock(D), Queue(M), Die(M), Die(D)],
         op: Op::Try,
         ..BASE
     },
-    Scenario { name: "attach: a left row", op: Op::Attach, owns: (false, false), ..BASE },
+    Scenario {
+        name: "attach: a left row",
+        floor: 5353,
+        op: Op::Attach,
+        owns: (false, false),
+        ..BASE
+    },
     Scenario {
         name: "attach: a dead waiter's row",
+        floor: 5567,
         before: &[Lock(O), Queue(W1), Queue(M), Die(M)],
         op: Op::Attach,
         owns: (false, false),
@@ -293,17 +346,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "attach: a dead owner's row",
+        floor: 5370,
         before: &[Lock(D), Die(D)],
         op: Op::Attach,
         owns: (false, false),
         ..BASE
     },
-    Scenario { name: "attach: a new row", op: Op::Join, ..ASIDE },
-    Scenario { name: "detach, close", op: Op::Close, ..ASIDE },
-    Scenario { name: "create", place: Place::Nothing, ..ASIDE },
-    Scenario { name: "create: left unfinished", place: Place::Empty, ..ASIDE },
-    Scenario { name: "open", op: Op::Open, ..ASIDE },
-    Scenario { name: "open: after a reboot", op: Op::Open, place: Place::OtherBoot, ..ASIDE },
+    Scenario { name: "attach: a new row", floor: 5300, op: Op::Join, ..ASIDE },
+    Scenario { name: "detach, close", floor: 915, op: Op::Close, ..ASIDE },
+    Scenario { name: "create", floor: 4626, place: Place::Nothing, ..ASIDE },
+    Scenario { name: "create: left unfinished", floor: 4483, place: Place::Empty, ..ASIDE },
+    Scenario { name: "open", floor: 3943, op: Op::Open, ..ASIDE },
+    Scenario {
+        name: "open: after a reboot",
+        floor: 4094,
+        op: Op::Open,
+        place: Place::OtherBoot,
+        ..ASIDE
+    },
 ];
 
 /// A deadline that is later than anything the victim does before it sleeps,

@@ -201,6 +201,13 @@ pub(crate) fn process_state(pid: Pid) -> u8 {
     stat.get(name_end + 2).copied().unwrap_or(b'?')
 }
 
+/// Whether a process sleeps in `futex_waitv`; not if it has been woken and does
+/// not run yet.
+pub(crate) fn sleeps_in_futex(pid: Pid) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    call.split(' ').next() == Some(FUTEX_WAITV.to_string().as_str())
+}
+
 /// A traced process; killed and reaped when dropped.
 pub(crate) struct Traced {
     pub(crate) pid: Pid,
@@ -271,7 +278,7 @@ impl Traced {
 
     fn write(&self, address: u64, word: i64) -> Res<()> {
         ptrace::write(self.pid, address as usize as ptrace::AddressType, word)
-            .or_else(|error| Err(Fail::Diverged(format!("poke {address:#x}: {error}"))))
+            .map_err(|error| Fail::Diverged(format!("poke {address:#x}: {error}")))
     }
 
     /// Whether the operation is over: the end marker comes next.

@@ -4,7 +4,7 @@ use crate::actor::{Actor, Answer, Got, INITIAL, Tell, who_answered};
 use crate::image::{Image, Peek, Raw, Robust, image, robust_head};
 use crate::kit::{Board, HANG, TempPath, until};
 use crate::scenario::{Do, Op, Place, Scenario, Who, play};
-use crate::trace::{Fail, Point, Res, Traced, process_state, wrong};
+use crate::trace::{Fail, Point, Res, Traced, process_state, sleeps_in_futex, wrong};
 use heirlock::{Segment, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -343,6 +343,37 @@ impl World {
         })
     }
 
+    /// Whoever has handed over has woken the one who now owns the lock: it does
+    /// not sleep on until its heartbeat.
+    fn check_woken(&self) -> Res<()> {
+        let raw = self.peek.raw();
+        for who in &self.waiting {
+            let actor = &self.actors[who];
+            let granted = raw.row(actor.row).is_some_and(|row| row.granted());
+            if granted && sleeps_in_futex(actor.pid) {
+                return wrong(format!("{who:?} was granted the lock, and nobody woke it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn newcomer(&mut self, command: Tell) -> Res<()> {
+        if !self.waiting.contains(&Who::N) {
+            self.actor(Who::N).tell(command)?;
+            self.waiting.push(Who::N);
+        }
+        Ok(())
+    }
+
+    /// The newcomer comes while the victim still lives, if it shall.
+    pub(crate) fn come_early(&mut self, scenario: &Scenario) -> Res<()> {
+        if scenario.early {
+            self.newcomer(Tell::Lock)?;
+            self.settle();
+        }
+        Ok(())
+    }
+
     /// Everybody who is left gets the lock, in order; the first of them hears
     /// `expect`.
     pub(crate) fn drain(&mut self, scenario: &Scenario, expect: Got) -> Res<()> {
@@ -350,10 +381,10 @@ impl World {
             kill(self.actors[&who].pid, Signal::SIGCONT).expect("continue");
         }
         let tries = scenario.tries && self.holder.is_none() && self.waiting.is_empty();
-        self.actor(Who::N).tell(if tries { Tell::Try } else { Tell::Lock })?;
-        self.waiting.push(Who::N);
+        self.newcomer(if tries { Tell::Try } else { Tell::Lock })?;
         if let Some(holder) = self.holder.take() {
             self.actor(holder).ask(Tell::Unlock)?;
+            self.check_woken()?;
         }
         let mut expect = expect;
         while let Some(next) = self.waiting.first().copied() {
@@ -383,6 +414,7 @@ impl World {
                 return wrong(format!("somebody got the lock while {next:?} has it"));
             }
             self.actor(next).ask(Tell::Unlock)?;
+            self.check_woken()?;
         }
         Ok(())
     }
@@ -438,10 +470,12 @@ impl World {
         if place == Place::OtherBoot {
             let file = File::options().write(true).open(&*self.aside).expect("open");
             let write = |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).expect("write");
-            let first = self.aside_peek.raw().rows[0];
-            // A thread with a TID that nobody has, and the witness's lock free.
+            // One generation later, so that the row is not the visitor's own;
+            // alive, under a TID that nobody has, and the witness's lock free.
+            let generation = self.aside_peek.raw().rows[0].generation + 1;
+            write(4096 + 64 + 16, &generation.to_ne_bytes());
             write(self.aside_peek.life_word(1), &0xbfff_ffff_u32.to_ne_bytes());
-            write(self.aside_peek.lock_offset(), &(first.generation << 20 | 1).to_ne_bytes());
+            write(self.aside_peek.lock_offset(), &(generation << 20 | 1).to_ne_bytes());
             write(48, &[1; 16]);
         }
         Ok(())
