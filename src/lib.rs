@@ -57,6 +57,7 @@
 //! `kernel-notes.md`; the structure of the code is in `ARCHITECTURE.md`.
 
 #![cfg(target_os = "linux")]
+#![cfg_attr(loom, allow(dead_code, reason = "the models use a part of the crate"))]
 
 mod inspect;
 mod lock;

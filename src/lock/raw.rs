@@ -10,7 +10,7 @@ use crate::memory::error::Corrupted;
 use crate::participant::attach::{Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
-use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
@@ -327,7 +327,8 @@ impl RawMutex {
         // SeqCst with the load behind it pairs with `enqueue` and `look`: who
         // queued too late to be seen before is seen now, or sees the lock
         // free. It also releases the data, like any unlock.
-        self.0.owner.store(0, SeqCst);
+        let order = if active(Fault::WeakUnlock) { Release } else { SeqCst };
+        self.0.owner.store(0, order);
         me.count_released();
         if self.0.tail.load(SeqCst) != 0 {
             return self.release_slow(me);

@@ -47,9 +47,12 @@ pub(crate) enum Fault {
     Usurping,
     /// Last in, first out.
     Lifo,
+    /// Unlocking releases the data, but its look at the queue may come before
+    /// its store to the owner. (For loom: processors seldom show it.)
+    WeakUnlock,
 }
 
-#[cfg(heirlock_faults)]
+#[cfg(all(heirlock_faults, not(loom)))]
 mod chosen {
     use super::Fault;
     use std::sync::OnceLock;
@@ -75,6 +78,7 @@ mod chosen {
         ("told_again", Fault::ToldAgain),
         ("usurping", Fault::Usurping),
         ("lifo", Fault::Lifo),
+        ("weak_unlock", Fault::WeakUnlock),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {
@@ -99,11 +103,34 @@ mod chosen {
     }
 }
 
-#[cfg(heirlock_faults)]
-pub(crate) use chosen::{active, heartbeat};
+/// Under loom each test chooses for its own thread, on which its model runs.
+#[cfg(loom)]
+mod chosen {
+    use super::Fault;
+    use std::cell::Cell;
+
+    thread_local! {
+        static CHOSEN: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    pub(crate) fn active(fault: Fault) -> bool {
+        CHOSEN.get() == Some(fault)
+    }
+
+    pub(crate) fn choose(fault: Option<Fault>) {
+        CHOSEN.set(fault);
+    }
+}
+
+#[cfg(any(heirlock_faults, loom))]
+pub(crate) use chosen::active;
+#[cfg(all(heirlock_faults, not(loom)))]
+pub(crate) use chosen::heartbeat;
+#[cfg(all(test, loom))]
+pub(crate) use chosen::choose;
 
 /// Whether this build is broken in the way that `fault` names: never.
-#[cfg(not(heirlock_faults))]
+#[cfg(not(any(heirlock_faults, loom)))]
 #[inline(always)]
 pub(crate) const fn active(_fault: Fault) -> bool {
     false
@@ -111,7 +138,7 @@ pub(crate) const fn active(_fault: Fault) -> bool {
 
 /// How often a sleeper looks. The heartbeat repairs, a little later, much of
 /// what the faults break, so builds with faults obey `HEIRLOCK_HEARTBEAT_MS`.
-#[cfg(not(heirlock_faults))]
+#[cfg(not(all(heirlock_faults, not(loom))))]
 #[inline(always)]
 pub(crate) const fn heartbeat(usual: std::time::Duration) -> std::time::Duration {
     usual

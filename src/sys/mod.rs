@@ -4,11 +4,20 @@
 //! in it knows what a lock, a participant or a segment is. The atomics facade
 //! is here for the same reason: it is the one door to the machine.
 
+#[cfg(not(loom))]
 pub(crate) mod atomic;
+#[cfg(not(loom))]
 pub(crate) mod clock;
 pub(crate) mod fault;
+#[cfg(not(loom))]
 pub(crate) mod futex;
 pub(crate) mod ofd_lock;
 pub(crate) mod process;
+#[cfg(not(loom))]
 pub(crate) mod robust_list;
 pub(crate) mod shm;
+#[cfg(loom)]
+pub(crate) mod simulated;
+
+#[cfg(loom)]
+pub(crate) use simulated::{atomic, clock, futex, robust_list};

@@ -1,0 +1,31 @@
+//! A clock that stands still: a deadline has passed from the start, or passes
+//! while its waiter sleeps (see `futex::wait_pair`).
+
+use std::time::Duration;
+
+/// A point in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Deadline(Duration);
+
+impl Deadline {
+    /// The present, always.
+    pub(crate) fn now() -> Self {
+        Self(Duration::ZERO)
+    }
+
+    /// `duration` from now.
+    pub(crate) fn after(duration: Duration) -> Option<Self> {
+        Some(Self(duration))
+    }
+
+    /// Whether it is the present.
+    pub(crate) fn passed(self) -> bool {
+        self <= Self::now()
+    }
+
+    /// Whether a sleep until then ends by itself. The heartbeat's, of a second,
+    /// does not: so a wake that the heartbeat would make up for is a deadlock.
+    pub(super) fn comes(self) -> bool {
+        self.0 < Duration::from_secs(1)
+    }
+}
