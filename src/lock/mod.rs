@@ -12,7 +12,12 @@
 //! one total order, which is also what the model of the algorithm assumes. On
 //! x86 that costs something only in plain stores, of which the uncontended path
 //! has one, in [`raw::RawMutex::unlock`].
+//!
+//! `loom_tests` runs this code in every schedule of a few threads, on a machine
+//! as weak as these orderings allow.
 
+#[cfg(all(test, loom))]
+mod loom_tests;
 pub(crate) mod queue;
 pub(crate) mod raw;
 mod wait;

@@ -1,0 +1,496 @@
+//! The lock under loom: every schedule of a few threads, up to a bound of
+//! preemptions, with weak memory, and with a death at each step.
+//!
+//! The code under test is the crate's own down to `sys`, which is simulated (see
+//! `sys::simulated`). No heartbeat and no second witness help there: what they
+//! would repair is a deadlock, and loom reports it.
+//!
+//! Run by `ci/loom`. Each test prints how many executions loom tried, and fails
+//! if it had fewer to try than when it was written, by a margin: then it no
+//! longer tests what it did.
+
+use super::raw::{Failed, RawMutex, reclaim};
+use super::word::guard_holder;
+use crate::memory::map::Mapping;
+use crate::participant::attach::{Attachment, attach};
+use crate::participant::id::Id;
+use crate::sys::atomic::{AtomicU32, Ordering};
+use crate::sys::clock::Deadline;
+use crate::sys::fault::{Fault, choose};
+use crate::sys::simulated::{Killed, become_thread, is_killed, live_for, power_on};
+use loom::cell::UnsafeCell;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+static LOCK: RawMutex = RawMutex::new();
+
+/// One mapping serves every execution: nothing writes to its memory.
+static MAPPING: LazyLock<Arc<Mapping>> =
+    LazyLock::new(|| Arc::new(Mapping::private().expect("address space")));
+
+/// What one thread of a model does.
+type Part = fn(&Stage, &Attachment);
+
+/// A model: what its threads do.
+#[derive(Clone, Copy)]
+struct Play {
+    /// The parts of threads 1 and up.
+    parts: &'static [Part],
+    /// Thread 1 owns the lock when the threads start.
+    owned: bool,
+    /// How many preemptions loom tries.
+    bound: usize,
+    /// Which threads are killed: none, one or two.
+    victims: &'static [u32],
+    fault: Option<Fault>,
+}
+
+/// How many steps each victim lives.
+type Steps = [u32; 2];
+
+/// What loom tried.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tried {
+    executions: u64,
+    /// In how many of them each victim died. (In the others its part was over.)
+    deaths: [u64; 2],
+}
+
+/// Where the threads of an execution meet, and who checks what they do.
+struct Stage {
+    /// What the lock protects. loom sees to it that no two accesses race.
+    value: UnsafeCell<u32>,
+    /// Who is inside: from after it acquired until before it releases.
+    inside: Cell<Option<Id>>,
+    /// Who was told of whose death.
+    told: RefCell<Vec<(Id, Id)>>,
+    /// How many threads have not finished.
+    running: Cell<u32>,
+}
+
+impl Stage {
+    /// What an owner does, and checks.
+    fn inside(&self, me: &Attachment) {
+        let before = self.inside.replace(Some(me.id()));
+        let told = LOCK.inheritance(me).map(|inheritance| inheritance.dead);
+        if let Some(before) = before {
+            assert!(was_killed(before), "two threads are inside: {before:?}, {:?}", me.id());
+            assert!(told.is_some(), "an heir was not told of {before:?}");
+        }
+        if let Some(told) = told {
+            assert!(was_killed(told), "a living thread is said to have died: {told:?}");
+            let mut all = self.told.borrow_mut();
+            let twice = |&(heir, dead): &(Id, Id)| dead == told && !was_killed(heir);
+            assert!(!all.iter().any(twice), "the death of {told:?} is told twice");
+            all.push((me.id(), told));
+        }
+        self.value.with_mut(|_| ());
+    }
+
+    /// Unlocks, as the owner.
+    fn unlock(&self, me: &Attachment) {
+        self.inside.set(None);
+        LOCK.unlock(me).expect("the owner unlocks");
+    }
+
+    /// Is inside once, if `acquired`.
+    fn visit(&self, me: &Attachment, acquired: Result<(), Failed>) {
+        match acquired {
+            Ok(()) => {
+                self.inside(me);
+                self.unlock(me);
+            }
+            Err(Failed::TimedOut) => {}
+            Err(failed) => panic!("{failed:?}"),
+        }
+    }
+
+    /// After the last thread: the lock still works, whatever became of the
+    /// others, and is free afterwards.
+    fn audit(&self, auditor: &Attachment) {
+        self.visit(auditor, LOCK.lock(auditor));
+        assert_eq!(LOCK.words().owner.latest(), 0, "the lock is not free");
+        assert_eq!(LOCK.words().tail.latest(), 0, "somebody is queued");
+        // A dead thread may still have the guard, for the next one to take over.
+        let editor = guard_holder(LOCK.words().guard.latest());
+        assert!(editor == 0 || is_killed(editor), "{editor} edits the queue");
+    }
+}
+
+/// Whether the participant was killed: threads join in the order of their
+/// numbers, so that row and thread number are one.
+fn was_killed(id: Id) -> bool {
+    is_killed(id.index())
+}
+
+/// Locks and unlocks.
+fn lock(stage: &Stage, me: &Attachment) {
+    stage.visit(me, LOCK.lock(me));
+}
+
+/// The same twice.
+fn lock_twice(stage: &Stage, me: &Attachment) {
+    lock(stage, me);
+    lock(stage, me);
+}
+
+/// Unlocks what it owns from the start.
+fn unlock(stage: &Stage, me: &Attachment) {
+    stage.inside(me);
+    stage.unlock(me);
+}
+
+/// The same, and comes back.
+fn unlock_and_lock(stage: &Stage, me: &Attachment) {
+    unlock(stage, me);
+    lock(stage, me);
+}
+
+/// Queues, and gives up at the first look.
+fn give_up(stage: &Stage, me: &Attachment) {
+    stage.visit(me, LOCK.lock_until(me, Some(Deadline::now())));
+}
+
+/// Queues, and gives up when it has gone to sleep.
+fn sleep_and_give_up(stage: &Stage, me: &Attachment) {
+    stage.visit(me, LOCK.lock_until(me, Deadline::after(Duration::from_millis(1))));
+}
+
+fn try_lock(stage: &Stage, me: &Attachment) {
+    stage.visit(me, LOCK.try_lock(me));
+}
+
+/// One execution: sets the scene, and starts the threads.
+fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
+    let threads = play.parts.len() as u32;
+    let auditor = threads + 1;
+    power_on(auditor);
+    choose(None);
+    let mut attachments: Vec<_> = (1..=auditor)
+        .map(|tid| {
+            become_thread(tid);
+            let attachment = attach(&MAPPING, reclaim).expect("a free row");
+            assert_eq!(attachment.id().index(), tid);
+            let row = attachment.row();
+            row.waiting_as.touch();
+            row.prev.touch();
+            row.state.touch();
+            attachment
+        })
+        .collect();
+    LOCK.words().owner.touch();
+    LOCK.words().tail.touch();
+    LOCK.words().guard.touch();
+    if play.owned {
+        LOCK.lock(&attachments[0]).expect("nobody else is there");
+    }
+    choose(play.fault);
+    let auditor = (auditor, Rc::new(attachments.pop().expect("the auditor")));
+    let stage = Rc::new(Stage {
+        value: UnsafeCell::new(0),
+        inside: Cell::new(None),
+        told: RefCell::default(),
+        running: Cell::new(threads),
+    });
+    for (tid, (attachment, part)) in (1..).zip(attachments.into_iter().zip(play.parts)) {
+        let (stage, auditor) = (Rc::clone(&stage), auditor.clone());
+        let victim = play.victims.iter().position(|victim| *victim == tid);
+        let tried = Arc::clone(tried);
+        loom::thread::spawn(move || {
+            become_thread(tid);
+            live_for(victim.map(|victim| steps[victim]));
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| part(&stage, &attachment))) {
+                match victim {
+                    Some(victim) if panic.is::<Killed>() => {
+                        tried.lock().expect("one thread").deaths[victim] += 1;
+                    }
+                    _ => resume_unwind(panic),
+                }
+            }
+            live_for(None);
+            // What is left of the threads' own views does not matter to the
+            // audit: let it see everything.
+            loom::sync::atomic::fence(Ordering::SeqCst);
+            stage.running.set(stage.running.get() - 1);
+            if stage.running.get() == 0 {
+                become_thread(auditor.0);
+                stage.audit(&auditor.1);
+            }
+        });
+    }
+}
+
+/// Has loom try all executions of `play` whose victims live for `steps`. On an
+/// OS thread of its own, so that a failure leaves nothing behind.
+fn explore(play: Play, steps: Steps) -> std::thread::Result<Tried> {
+    let model = move || {
+        let tried: Arc<Mutex<Tried>> = Arc::default();
+        let mut loom = loom::model::Builder::new();
+        loom.preemption_bound = Some(play.bound + *EXTRA_BOUND);
+        loom.max_branches = 20_000;
+        loom.max_threads = play.parts.len() + 1;
+        let counting = Arc::clone(&tried);
+        loom.check(move || {
+            counting.lock().expect("one thread").executions += 1;
+            execute(play, steps, &counting);
+        });
+        let tried = tried.lock().expect("one thread");
+        *tried
+    };
+    std::thread::spawn(model).join()
+}
+
+/// Preemptions on top of each model's bound, for a run by hand that takes its
+/// time: `HEIRLOCK_LOOM_EXTRA_BOUND`.
+static EXTRA_BOUND: LazyLock<usize> = LazyLock::new(|| {
+    let extra = std::env::var("HEIRLOCK_LOOM_EXTRA_BOUND").unwrap_or_default();
+    extra.parse().unwrap_or(0)
+});
+
+impl Play {
+    const fn of(parts: &'static [Part]) -> Self {
+        Self { parts, owned: false, bound: 3, victims: &[], fault: None }
+    }
+
+    /// Thread 1 owns the lock already.
+    const fn owned(self) -> Self {
+        Self { owned: true, ..self }
+    }
+
+    const fn bound(self, bound: usize) -> Self {
+        Self { bound, ..self }
+    }
+
+    /// These are killed, at every step of theirs.
+    const fn kills(self, victims: &'static [u32]) -> Self {
+        Self { victims, ..self }
+    }
+
+    const fn broken(self, fault: Fault) -> Self {
+        Self { fault: Some(fault), ..self }
+    }
+
+    /// Tries everything, once for each step (and pair of steps) at which the
+    /// victims may die. How many executions, and how many such deaths.
+    fn all(self) -> std::thread::Result<(u64, u64)> {
+        let (mut executions, mut deaths) = (0, 0);
+        for first in 0.. {
+            let mut died = false;
+            for second in 0.. {
+                let tried = explore(self, [first, second])?;
+                executions += tried.executions;
+                died |= tried.deaths[0] > 0;
+                deaths += u64::from(tried.deaths != [0; 2]);
+                if tried.deaths[1] == 0 {
+                    break;
+                }
+            }
+            if !died {
+                break;
+            }
+        }
+        Ok((executions, deaths))
+    }
+
+    /// Holds, in at least `floor` executions.
+    #[track_caller]
+    fn holds(self, name: &str, floor: u64) {
+        let start = Instant::now();
+        let (executions, deaths) = self.all().unwrap_or_else(|panic| resume_unwind(panic));
+        let time = start.elapsed().as_secs_f64();
+        println!(
+            "loom: {name}: {executions} executions, {deaths} ways to die, \
+             preemption bound {}, {time:.1} s",
+            self.bound + *EXTRA_BOUND
+        );
+        assert!(executions >= floor, "{name}: {executions} executions, expected {floor}");
+    }
+
+    /// Fails, with a message that contains `message`.
+    #[track_caller]
+    fn fails(self, name: &str, message: &str) {
+        let Err(panic) = self.all() else { panic!("{name}: loom did not see the fault") };
+        let text = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| {
+            panic.downcast_ref::<&str>().map(ToString::to_string).unwrap_or_default()
+        });
+        assert!(text.contains(message), "{name}: another failure: {text}");
+        println!("loom: {name}: seen ({message})");
+    }
+}
+
+/// Runs `model` under loom, on an OS thread of its own.
+fn check(model: impl Fn() + Send + Sync + 'static) -> std::thread::Result<()> {
+    std::thread::spawn(move || loom::model(model)).join()
+}
+
+/// Whether loom finds an execution of "store mine, then look at yours" in which
+/// neither of two threads sees the other, if the stores have that order.
+fn both_miss(order: Ordering) -> bool {
+    let found: Arc<Mutex<bool>> = Arc::default();
+    let finding = Arc::clone(&found);
+    let model = move || {
+        power_on(2);
+        let words = Rc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+        words.iter().for_each(AtomicU32::touch);
+        let missed = Rc::new(Cell::new(0));
+        for mine in 0..2 {
+            let (words, missed, found) = (Rc::clone(&words), Rc::clone(&missed), finding.clone());
+            loom::thread::spawn(move || {
+                words[mine].store(1, order);
+                if words[1 - mine].load(Ordering::SeqCst) == 0 {
+                    missed.set(missed.get() + 1);
+                    *found.lock().expect("one thread") |= missed.get() == 2;
+                }
+            });
+        }
+    };
+    check(model).expect("nothing to fail");
+    let found = found.lock().expect("one thread");
+    *found
+}
+
+/// Whether loom finds a data race if one thread writes data and sets a flag with
+/// that order, and the other one reads the data if it sees the flag.
+fn races(order: Ordering) -> bool {
+    let model = move || {
+        power_on(2);
+        let flag = Rc::new(AtomicU32::new(0));
+        flag.touch();
+        let data = Rc::new(UnsafeCell::new(0));
+        let theirs = (Rc::clone(&flag), Rc::clone(&data));
+        loom::thread::spawn(move || {
+            data.with_mut(|_| ());
+            flag.store(1, order);
+        });
+        loom::thread::spawn(move || {
+            let (flag, data) = theirs;
+            if flag.load(Ordering::SeqCst) == 1 {
+                data.with(|_| ());
+            }
+        });
+    };
+    check(model).is_err()
+}
+
+#[test]
+fn the_simulated_memory_is_as_strong_as_each_access_asks_for() {
+    assert!(!both_miss(Ordering::SeqCst));
+    assert!(both_miss(Ordering::Release));
+    assert!(!races(Ordering::SeqCst));
+    assert!(!races(Ordering::Release));
+    assert!(races(Ordering::Relaxed));
+}
+
+#[test]
+fn uncontended() {
+    Play::of(&[lock_twice]).holds("uncontended", 1);
+    Play::of(&[try_lock]).holds("uncontended try_lock", 1);
+    Play::of(&[give_up]).holds("uncontended with a deadline", 1);
+}
+
+#[test]
+fn two_contend() {
+    Play::of(&[lock_twice, lock_twice]).holds("two contend, twice each", 480);
+}
+
+#[test]
+fn three_contend() {
+    Play::of(&[lock, lock, lock]).holds("three contend", 4000);
+    Play::of(&[unlock_and_lock, lock, lock]).owned().holds("an owner comes back", 16_000);
+}
+
+#[test]
+fn unlock_and_park() {
+    Play::of(&[unlock, lock]).owned().bound(9).holds("unlock and park", 1200);
+    Play::of(&[unlock, lock, lock]).owned().holds("unlock and two park", 4000);
+}
+
+#[test]
+fn hand_over_and_giving_up() {
+    Play::of(&[unlock, give_up]).owned().holds("hand-over and giving up", 60);
+    Play::of(&[unlock, sleep_and_give_up]).owned().holds("hand-over and waking up late", 130);
+    Play::of(&[unlock, give_up, lock]).owned().holds("hand-over, giving up, and another", 5000);
+    Play::of(&[unlock, sleep_and_give_up, lock])
+        .owned()
+        .holds("hand-over, waking up late, and another", 8000);
+}
+
+#[test]
+fn trying() {
+    Play::of(&[lock, try_lock]).holds("lock and try_lock", 45);
+    Play::of(&[try_lock, try_lock]).holds("two try_locks", 20);
+    Play::of(&[unlock, lock, try_lock]).owned().holds("unlock, lock and try_lock", 1200);
+}
+
+#[test]
+fn a_killed_owner() {
+    Play::of(&[lock, lock]).kills(&[1]).holds("a locker is killed, one waits", 3500);
+    Play::of(&[unlock, lock]).owned().kills(&[1]).holds("an owner is killed, one waits", 2000);
+    Play::of(&[unlock, lock, lock])
+        .owned()
+        .bound(2)
+        .kills(&[1])
+        .holds("an owner is killed, two wait", 22_000);
+    Play::of(&[unlock, give_up, lock])
+        .owned()
+        .bound(2)
+        .kills(&[1])
+        .holds("an owner is killed, one waits and one gives up", 30_000);
+    Play::of(&[unlock, try_lock]).owned().kills(&[1]).holds("an owner is killed, one tries", 160);
+}
+
+#[test]
+fn a_killed_waiter() {
+    Play::of(&[unlock, lock]).owned().kills(&[2]).holds("a waiter is killed", 2000);
+    Play::of(&[unlock, lock, lock])
+        .owned()
+        .bound(2)
+        .kills(&[2])
+        .holds("one of two waiters is killed", 34_000);
+    Play::of(&[unlock, give_up, lock])
+        .owned()
+        .bound(2)
+        .kills(&[2])
+        .holds("a waiter that gives up is killed", 33_000);
+}
+
+/// The second one may be whom the kernel told of the first death.
+#[test]
+fn a_killed_owner_and_a_killed_waiter() {
+    Play::of(&[unlock, lock])
+        .owned()
+        .bound(2)
+        .kills(&[1, 2])
+        .holds("an owner and the waiter are killed", 33_000);
+    Play::of(&[unlock, lock, lock])
+        .owned()
+        .bound(1)
+        .kills(&[1, 2])
+        .holds("an owner and one of two waiters are killed", 160_000);
+}
+
+/// Both may be at the queue's guard, and the third one behind them.
+#[test]
+fn a_killed_owner_and_a_killed_editor() {
+    Play::of(&[unlock, give_up, lock])
+        .owned()
+        .bound(1)
+        .kills(&[1, 2])
+        .holds("an owner and one who gives up are killed, one waits", 160_000);
+}
+
+/// The tests can see: each of these breaks the lock on purpose.
+#[test]
+fn loom_sees() {
+    let lost = "deadlock";
+    let parks = Play::of(&[unlock, lock]).owned();
+    parks.broken(Fault::WeakUnlock).fails("unlock's store is not SeqCst", lost);
+    parks.broken(Fault::NoNudge).fails("a waiter found late is not nudged", lost);
+    parks.broken(Fault::NoWake).fails("a hand-over does not wake", lost);
+    parks.kills(&[1]).broken(Fault::NoDeathCheck).fails("a dead owner counts as alive", lost);
+    let queue = Play::of(&[unlock, lock, give_up]).owned().bound(2);
+    queue.kills(&[1]).broken(Fault::NoRelay).fails("a death is told to one watcher only", lost);
+}
