@@ -10,7 +10,7 @@
 //! longer tests what it did.
 
 use super::raw::{Failed, RawMutex, reclaim};
-use super::word::guard_holder;
+use super::word::Editor;
 use crate::memory::map::Mapping;
 use crate::participant::attach::{Attachment, attach};
 use crate::participant::id::Id;
@@ -115,7 +115,7 @@ impl Stage {
         assert_eq!(LOCK.words().owner.latest(), 0, "the lock is not free");
         assert_eq!(LOCK.words().tail.latest(), 0, "somebody is queued");
         // A dead thread may still have the guard, for the next one to take over.
-        let editor = guard_holder(LOCK.words().guard.latest());
+        let editor = Editor::from_bits(LOCK.words().guard.latest()).row();
         assert!(editor == 0 || is_killed(editor), "{editor} edits the queue");
     }
 }

@@ -124,10 +124,10 @@ mod chosen {
 
 #[cfg(any(heirlock_faults, loom))]
 pub(crate) use chosen::active;
-#[cfg(all(heirlock_faults, not(loom)))]
-pub(crate) use chosen::heartbeat;
 #[cfg(all(test, loom))]
 pub(crate) use chosen::choose;
+#[cfg(all(heirlock_faults, not(loom)))]
+pub(crate) use chosen::heartbeat;
 
 /// Whether this build is broken in the way that `fault` names: never.
 #[cfg(not(any(heirlock_faults, loom)))]
