@@ -33,6 +33,11 @@ fn main() {
 
 #[cfg(target_arch = "x86_64")]
 fn main() {
+    if cfg!(debug_assertions) {
+        println!("skipped: a debug build has ten times the instructions; add --release");
+        println!("0 passed, 0 failed, 1 skipped");
+        return;
+    }
     start::everything();
 }
 
