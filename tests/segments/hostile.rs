@@ -1,12 +1,16 @@
 //! A participant that writes garbage: whatever is in the segment, the others
-//! get an error or a panic with a message, never a signal, never a hang.
+//! get an error or a panic with a message, never a signal, never a hang. Pages
+//! that nobody may touch stand on both sides of each mapping.
+#![allow(unsafe_code)]
 
 use crate::kit::{Board, HANG, Role, TempPath, Test};
 use crate::snapshot::lively_image;
 use crate::support::{Actor, Counter, Surgery, claim_row, life_word, text};
 use heirlock::{AttachError, Segment, Snapshot};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::any::Any;
+use std::ffi::c_void;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -22,18 +26,23 @@ pub(crate) const TESTS: &[Test] = &[
 
 pub(crate) const ROLES: &[Role] = &[("victim", victim)];
 
-const IMAGES: u64 = 5000;
 const VICTIMS: u64 = 20;
+
+/// How many images: a million with `HEIRLOCK_LONG=1`.
+fn images() -> u64 {
+    if std::env::var("HEIRLOCK_LONG").as_deref() == Ok("1") { 1_000_000 } else { 20_000 }
+}
 
 fn garbled() {
     let image = TempPath::new();
     lively_image(&image);
     let first = std::env::var("HEIRLOCK_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let images = images();
     let mut victims: Vec<Actor> = match first {
         // To reproduce one.
         Some(seed) => vec![spawn_victim(&image, seed, 1)],
         None => (0..VICTIMS)
-            .map(|at| spawn_victim(&image, at * IMAGES / VICTIMS, IMAGES / VICTIMS))
+            .map(|at| spawn_victim(&image, at * images / VICTIMS, images / VICTIMS))
             .collect(),
     };
     let mut tally = std::collections::BTreeMap::<String, u64>::new();
@@ -55,8 +64,11 @@ fn garbled() {
         eprintln!("{times:6} {how}");
     }
     if first.is_none() {
-        assert_eq!(tally.values().sum::<u64>(), IMAGES);
-        assert!(tally["well"] > IMAGES / 20, "most of it works on");
+        let fenced = tally.remove("fenced").unwrap_or(0);
+        eprintln!("{images} images; {fenced} pages were guarded");
+        assert_eq!(tally.values().sum::<u64>(), images);
+        assert!(tally["well"] > images / 20, "much of it works on");
+        assert!(fenced > images, "of both sides of a mapping at least one is guarded");
     }
 }
 
@@ -76,7 +88,9 @@ fn victim(args: &[String]) {
     }
     let (alive, watch) = mpsc::channel::<()>();
     thread::spawn(move || {
-        while watch.recv_timeout(HANG) == Ok(()) {}
+        // Each row can look alive, and be found not to be by a heartbeat: so an
+        // image may take as many seconds as there are rows.
+        while watch.recv_timeout(4 * HANG) == Ok(()) {}
         println!("a hang");
         std::process::exit(1);
     });
@@ -205,6 +219,7 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
             return "not opened";
         }
     };
+    let _fences = Fences::around(&segment, image.len());
     match segment.attach() {
         Ok(me) => assert!(heirlock::is_alive(&segment, me)),
         Err(AttachError::Corrupted { what }) => {
@@ -224,6 +239,39 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
     }
     Snapshot::of(file.as_fd(), &[]).expect("it can still be shown");
     "well"
+}
+
+/// The pages in front of a mapping and behind it, for nobody to touch, unless
+/// something else is mapped there.
+struct Fences(Vec<*mut c_void>);
+
+const PAGE: usize = 4096;
+
+impl Fences {
+    fn around(segment: &Segment<Board>, len: usize) -> Self {
+        let value = std::ptr::from_ref::<Board>(segment).addr();
+        let base = value - segment.offset_of::<Board>(segment).expect("it is inside") as usize;
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+        let fence = |at: usize| {
+            let at = std::ptr::without_provenance_mut(at);
+            // SAFETY: NOREPLACE: what is mapped there stays.
+            unsafe { mmap_anonymous(at, PAGE, ProtFlags::empty(), flags) }.ok()
+        };
+        let fences: Vec<_> = [base - PAGE, base + len].into_iter().filter_map(fence).collect();
+        for _ in &fences {
+            println!("ended fenced");
+        }
+        Self(fences)
+    }
+}
+
+impl Drop for Fences {
+    fn drop(&mut self) {
+        for fence in &self.0 {
+            // SAFETY: `around` mapped the page, and nobody can have used it.
+            unsafe { munmap(*fence, PAGE) }.expect("munmap");
+        }
+    }
 }
 
 fn use_lock(segment: &Segment<Board>, lock: &Counter) {
