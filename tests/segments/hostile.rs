@@ -1,6 +1,6 @@
 //! A participant that writes garbage: whatever is in the segment, the others
 //! get an error or a panic with a message, never a signal, never a hang. Pages
-//! that nobody may touch stand on both sides of each mapping.
+//! that nobody may touch stand beside each mapping, where nothing else is mapped.
 #![allow(unsafe_code)]
 
 use crate::kit::{Board, HANG, Role, TempPath, Test};
@@ -30,7 +30,7 @@ const VICTIMS: u64 = 20;
 
 /// How many images: a million with `HEIRLOCK_LONG=1`.
 fn images() -> u64 {
-    if std::env::var("HEIRLOCK_LONG").as_deref() == Ok("1") { 1_000_000 } else { 20_000 }
+    if std::env::var("HEIRLOCK_LONG").as_deref() == Ok("1") { 1_000_000 } else { 10_000 }
 }
 
 fn garbled() {
@@ -38,27 +38,27 @@ fn garbled() {
     lively_image(&image);
     let first = std::env::var("HEIRLOCK_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let images = images();
-    let mut victims: Vec<Actor> = match first {
+    let share = images / VICTIMS;
+    let victims: Vec<(u64, u64)> = match first {
         // To reproduce one.
-        Some(seed) => vec![spawn_victim(&image, seed, 1)],
-        None => (0..VICTIMS)
-            .map(|at| spawn_victim(&image, at * images / VICTIMS, images / VICTIMS))
-            .collect(),
+        Some(seed) => vec![(seed, 1)],
+        None => (0..VICTIMS).map(|at| (at * share, share)).collect(),
     };
-    let mut tally = std::collections::BTreeMap::<String, u64>::new();
-    for victim in &mut victims {
-        let mut seed = String::new();
-        let mut done = false;
-        while let Some(line) = victim.hear_any() {
-            match line.split_once(' ') {
-                Some(("seed", of)) => seed = of.to_owned(),
-                Some(("ended", how)) => *tally.entry(how.to_owned()).or_default() += 1,
-                _ if line == "done" => done = true,
-                _ => panic!("HEIRLOCK_SEED={seed} (from {image:?}) has: {line}", image = &*image),
-            }
-        }
-        let status = victim.process.wait();
-        assert!(done && status.success(), "HEIRLOCK_SEED={seed} ended with {status}");
+    // All are listened to at once, lest one waits to be heard.
+    let tallies = thread::scope(|scope| {
+        let run = |(seed, count)| {
+            let image = &image;
+            scope.spawn(move || run_victim(image, seed, count))
+        };
+        let threads: Vec<_> = victims.into_iter().map(run).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no victim fails"))
+            .collect::<Vec<_>>()
+    });
+    let mut tally = Tally::new();
+    for (how, times) in tallies.into_iter().flatten() {
+        *tally.entry(how).or_default() += times;
     }
     for (how, times) in &tally {
         eprintln!("{times:6} {how}");
@@ -68,12 +68,31 @@ fn garbled() {
         eprintln!("{images} images; {fenced} pages were guarded");
         assert_eq!(tally.values().sum::<u64>(), images);
         assert!(tally["well"] > images / 20, "much of it works on");
-        assert!(fenced > images, "of both sides of a mapping at least one is guarded");
+        let opened = images - tally["not opened"];
+        assert!(fenced >= opened, "of both sides of a mapping one is free to be guarded");
     }
 }
 
-fn spawn_victim(image: &TempPath, seed: u64, count: u64) -> Actor {
-    Actor::spawn("victim", &[text(image), &seed.to_string(), &count.to_string()])
+/// How often images ended how.
+type Tally = std::collections::BTreeMap<String, u64>;
+
+fn run_victim(image: &TempPath, seed: u64, count: u64) -> Tally {
+    let args = [text(image), &seed.to_string(), &count.to_string()];
+    let mut victim = Actor::spawn("victim", &args);
+    let mut tally = Tally::new();
+    let mut seed = String::new();
+    let mut done = false;
+    while let Some(line) = victim.hear_any() {
+        match line.split_once(' ') {
+            Some(("seed", of)) => seed = of.to_owned(),
+            Some(("ended", how)) => *tally.entry(how.to_owned()).or_default() += 1,
+            _ if line == "done" => done = true,
+            _ => panic!("HEIRLOCK_SEED={seed} (from {:?}) has: {line}", &**image),
+        }
+    }
+    let status = victim.process.wait();
+    assert!(done && status.success(), "HEIRLOCK_SEED={seed} ended with {status}");
+    tally
 }
 
 /// Opens and uses garbled images, each in a thread of its own.
