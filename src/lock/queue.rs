@@ -120,7 +120,7 @@ impl<'a> QueueGuard<'a> {
         Err(CYCLE)
     }
 
-    /// The first member from the tail on whose thread died, and its successor.
+    /// The first member from the tail on whose thread died.
     fn find_dead(&self) -> Result<Option<u32>, Corrupted> {
         let mut found = None;
         self.walk(|index, _| {

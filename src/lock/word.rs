@@ -45,15 +45,16 @@ impl LockWords {
 
     /// The lock that a row of a segment calls `name`, if that can be one.
     pub(super) fn named(mapping: &Mapping, name: u64) -> Option<&Self> {
-        let fits = mapping.layout().holds_lock(name);
+        if !mapping.is_shared() || !mapping.layout().holds_lock(name) {
+            return None;
+        }
         // SAFETY: the 16 bytes lie inside the value, aligned; they may belong
         // to something else than a lock if the segment is corrupted, but any
         // bytes are `LockWords`, and a lock's bytes are only accessed
         // atomically. (Bytes of the value that are not a lock's may be
         // accessed otherwise: a corrupted segment can give garbage, as its
         // value can anyway.)
-        (mapping.is_shared() && fits)
-            .then(|| unsafe { &*mapping.base().add(name as usize).cast::<Self>() })
+        Some(unsafe { &*mapping.base().add(name as usize).cast::<Self>() })
     }
 
     /// The row of the thread that edits the queue, 0 for none.

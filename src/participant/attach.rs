@@ -88,6 +88,10 @@ struct Enlisted {
     _pair: Option<shm::PagePair>,
 }
 
+/// The life word of a thread that ended and whose locks its process keeps: the
+/// TID is one that no thread can have (`PID_MAX_LIMIT` is 2^22).
+const OF_PROCESS: u32 = WAITERS | TID_MASK;
+
 /// A lock that the thread holds and took over from a dead owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inheritance {
@@ -271,12 +275,16 @@ impl Attachment {
         // a guard in another thread-local may still point here.
         let this = Box::leak(self);
         if this.outlives_thread.get() {
-            // The life word stays alive; the OFD lock, which goes with the
-            // process, is the one witness left.
+            // The life word stays alive, but another thread may get the TID;
+            // the OFD lock, which goes with the process, is the one witness
+            // left.
             if let Some(Enlisted { list, node, .. }) = &this.enlisted {
                 // SAFETY: `attach` linked it, on this thread, once.
                 unsafe { list.unlink(*node) };
             }
+            // Release: hands on what the thread did, as its end would have.
+            this.life().store(OF_PROCESS, Ordering::Release);
+            this.table().relay(this.id().index());
             return None;
         }
         this.enlisted.is_none().then(|| NonNull::from(this))

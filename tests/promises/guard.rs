@@ -1,9 +1,10 @@
 //! What a mutex and its guards can do, wherever the mutex lives.
 
 use crate::kit::sandbox::Refusal;
-use crate::kit::{Board, Test, board, panic_of, skip, until};
+use crate::kit::{Board, Process, Test, board, in_new_pid_namespace, panic_of, skip, until};
 use heirlock::{MappedMutexGuard, Mutex, MutexGuard, Segment, owner, queue};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::unistd::gettid;
 use std::cell::RefCell;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -25,12 +26,45 @@ pub(crate) const TESTS: &[Test] = &[
     ("bump_lets_a_waiter_go_first_and_comes_back", bump),
     ("unwinding_releases", unwinding),
     ("leak_keeps_the_lock_and_the_value", leak),
+    ("a_thread_with_the_tid_of_one_that_leaked_a_guard_waits_for_it", || {
+        let can = std::fs::OpenOptions::new().write(true).open(LAST_PID);
+        can.unwrap_or_else(|error| skip(format!("cannot write {LAST_PID}: {error}")));
+        let process = in_new_pid_namespace(|| Process::spawn("recycled-tid", &[]));
+        assert!(process.succeeds(), "see above");
+    }),
     ("guards_work_in_the_destructors_of_thread_locals", thread_locals),
     ("a_guard_in_a_thread_local_holds_until_it_is_dropped", || crate::identity::play("late-guard")),
     ("a_guard_in_a_thread_local_holds_until_it_is_dropped_without_get_robust_list", || {
         crate::identity::play_in("late-guard", Refusal::ROBUST_LIST)
     }),
 ];
+
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+
+/// A thread leaks a guard and ends; another one gets its TID. It used to be
+/// taken for the owner, by its life word, and told that it holds the lock
+/// already.
+pub(crate) fn recycled_tid() {
+    static LOCK: Mutex<u64> = Mutex::new(0);
+    let leaker = thread::spawn(|| {
+        MutexGuard::leak(LOCK.lock());
+        gettid()
+    });
+    let tid = leaker.join().expect("join");
+    std::fs::write(LAST_PID, (tid.as_raw() - 1).to_string()).expect("say which TID is next");
+    let waiter = thread::spawn(move || {
+        assert_eq!(gettid(), tid, "the TID was to come back");
+        drop(LOCK.lock());
+    });
+    until("it waits, or ends", || {
+        waiter.is_finished() || queue(&LOCK).is_some_and(|queue| queue.len() == 1)
+    });
+    assert!(!waiter.is_finished(), "it does not wait: {:?}", waiter.join().err().map(panic_text));
+}
+
+fn panic_text(panic: Box<dyn std::any::Any + Send>) -> String {
+    panic.downcast_ref::<&str>().map_or("a panic".into(), ToString::to_string)
+}
 
 /// A thread that waits for `lock`, then adds one.
 fn adder<'scope, 'env>(

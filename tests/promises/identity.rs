@@ -49,6 +49,7 @@ pub(crate) const ROLES: &[Role] = &[
     ("fork-threads", |_| many_threads()),
     ("fork-equal-pid", |_| equal_pid()),
     ("fork-unlocked", |_| fork_unlocked()),
+    ("recycled-tid", |_| crate::guard::recycled_tid()),
     ("late-guard", |_| crate::guard::late_guard()),
     ("many-segments", |_| crate::guard::many_segments()),
 ];
