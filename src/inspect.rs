@@ -11,7 +11,8 @@ use crate::participant::id::Id;
 use crate::participant::life::Fate;
 use crate::participant::table::{Identity, IdentityRecord, Row, Table};
 use crate::segment::{Participant, Segment, display_name};
-use crate::sys::atomic::Ordering::Relaxed;
+use crate::sys::atomic::Ordering::{Acquire, Relaxed};
+use crate::sys::atomic::fence;
 use crate::sys::{process, robust_list, shm};
 use core::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -74,6 +75,45 @@ pub fn owner<T: ?Sized>(mutex: &Mutex<T>) -> Option<Participant> {
 /// ```
 pub fn is_alive<T>(segment: &Segment<T>, participant: Participant) -> bool {
     matches!(Table::new(segment.mapping()).fate(participant.0), Fate::Alive(_))
+}
+
+/// What a thread has been through in a segment since it joined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// How many futex waits it made.
+    pub sleeps: u64,
+    /// How many of them a signal handler ended (`EINTR`).
+    pub interruptions: u64,
+}
+
+impl Statistics {
+    fn of(row: &Row) -> Self {
+        Self { sleeps: row.sleeps.get(), interruptions: row.interruptions.get() }
+    }
+}
+
+/// What the thread that joined `segment` as `participant` has been through;
+/// `None` if its row has had another user since.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::{Mutex, Segment, statistics};
+/// let segment: Segment<Mutex<u64>> = Segment::anonymous()?;
+/// let me = segment.attach()?;
+/// drop(segment.lock());
+/// // Nobody else was there: it did not have to sleep.
+/// assert_eq!(statistics(&segment, me).unwrap().sleeps, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn statistics<T>(segment: &Segment<T>, participant: Participant) -> Option<Statistics> {
+    let row = Table::new(segment.mapping()).row(participant.row())?;
+    let statistics = Statistics::of(row);
+    // Pairs with `Counter::reset`, before which the next user of the row bumps
+    // the generation: if it is the old one, so are the counters.
+    fence(Acquire);
+    (row.generation.load(Relaxed) == participant.generation()).then_some(statistics)
 }
 
 /// Why a segment could not be inspected.

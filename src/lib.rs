@@ -59,6 +59,7 @@
 #![cfg(target_os = "linux")]
 #![cfg_attr(loom, allow(dead_code, reason = "the models use a part of the crate"))]
 
+mod error;
 mod inspect;
 mod lock;
 mod memory;
@@ -67,10 +68,16 @@ mod participant;
 mod segment;
 mod sys;
 
+#[doc = include_str!("signals.md")]
+pub mod signals {}
+
+pub use error::{Cancelled, Interrupted, LockError, Unusable};
 pub use inspect::{
-    InspectError, LockView, ParticipantView, Snapshot, WaitView, is_alive, owner, queue,
+    InspectError, LockView, ParticipantView, Snapshot, Statistics, WaitView, is_alive, owner,
+    queue, statistics,
 };
+pub use lock::cancel::{CancelToken, Canceller};
 pub use memory::error::SegmentError;
-pub use mutex::{DeadOwner, MappedMutexGuard, Mutex, MutexGuard};
+pub use mutex::{DeadOwner, LockOptions, MappedMutexGuard, Mutex, MutexGuard};
 pub use participant::attach::AttachError;
 pub use segment::{Options, Participant, Segment};

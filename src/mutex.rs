@@ -1,11 +1,13 @@
 //! The mutex as its users see it.
 #![allow(unsafe_code)]
 
+use crate::error::{Cancelled, Interrupted, LockError, Unusable};
+use crate::lock::cancel::CancelToken;
 use crate::lock::raw::{Failed, RawMutex, reclaim};
+use crate::lock::wait::Limits;
 use crate::memory::error::Corrupted;
-use crate::participant::attach::Inheritance;
+use crate::participant::attach::{AttachError, Inheritance};
 use crate::participant::current::{Current, current};
-
 use crate::sys::clock::Deadline;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -153,8 +155,12 @@ impl<T: ?Sized> Mutex<T> {
 
     /// Waits its turn and takes the lock, or gives up its place in the queue
     /// after `timeout` (on `CLOCK_MONOTONIC`, which stands still while the
-    /// machine is suspended). A timeout of zero is a [`Mutex::try_lock`] that
-    /// goes through the queue; one too long to be represented is none.
+    /// machine is suspended). A timeout of zero is a [`Mutex::try_lock`]; one too
+    /// long to be represented is none.
+    ///
+    /// The deadline is computed once: signal handlers that run meanwhile do not
+    /// stretch it. If the lock is handed over in the last moment it is acquired,
+    /// never lost.
     ///
     /// # Panics
     ///
@@ -172,8 +178,11 @@ impl<T: ?Sized> Mutex<T> {
     /// ```
     pub fn try_lock_for(&self, timeout: Duration) -> Option<MutexGuard<'_, T>> {
         let deadline = Deadline::after(timeout);
+        if timeout.is_zero() {
+            return self.try_lock();
+        }
         let me = self.me();
-        match self.raw.lock_until(&me, deadline) {
+        match self.raw.lock_within(&me, Limits { deadline, ..Limits::default() }) {
             Ok(()) => Some(MutexGuard { me, mutex: self }),
             Err(Failed::TimedOut) => None,
             Err(Failed::OwnedByCaller) if deadline.is_some() => {
@@ -200,6 +209,103 @@ impl<T: ?Sized> Mutex<T> {
     /// ```
     pub fn try_lock_until(&self, deadline: Instant) -> Option<MutexGuard<'_, T>> {
         self.try_lock_for(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Waits its turn and takes the lock, unless a signal handler runs in this
+    /// thread while it sleeps; then it gives up its place in the queue.
+    ///
+    /// A handler is noticed if it runs while the thread is in the futex call in
+    /// which it sleeps, whether it was installed with `SA_RESTART` or without.
+    /// One that runs in the few instructions before or between sleeps, or at
+    /// the very moment at which the thread is woken for another reason, is not:
+    /// no futex call can be entered and the signal mask changed in one. A signal
+    /// that must not be missed cancels a token in its handler
+    /// ([`Mutex::lock_cancellable`]): that is never too early nor too late. See
+    /// [`signals`](crate::signals).
+    ///
+    /// While it sleeps like this, the thread notices the death of the owner, or
+    /// of the waiter in front, within 20 ms instead of at once: the call that
+    /// waits for both, `futex_waitv`, would hide handlers with `SA_RESTART`.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupted::Signal`], and [`Interrupted::Unusable`] where
+    /// [`Mutex::lock`] would panic.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Interrupted, Mutex};
+    /// let mutex = Mutex::new(1);
+    /// loop {
+    ///     match mutex.lock_interruptible() {
+    ///         Ok(mut guard) => break *guard += 1,
+    ///         Err(Interrupted::Signal) => println!("look at the flags, wait again"),
+    ///         Err(error) => return Err(error),
+    ///     }
+    /// }
+    /// # Ok::<(), Interrupted>(())
+    /// ```
+    pub fn lock_interruptible(&self) -> Result<MutexGuard<'_, T>, Interrupted> {
+        match self.lock_with(&LockOptions::new().interruptible(true)) {
+            Ok(guard) => Ok(guard),
+            Err(LockError::Unusable(unusable)) => Err(Interrupted::Unusable(unusable)),
+            Err(_) => Err(Interrupted::Signal),
+        }
+    }
+
+    /// Waits its turn and takes the lock, unless `token` is cancelled before
+    /// that; then it gives up its place in the queue.
+    ///
+    /// If the token is cancelled already, the lock is not taken even if it is
+    /// free. If the lock is handed over in the last moment it is acquired, and
+    /// the next call fails.
+    ///
+    /// # Errors
+    ///
+    /// [`Cancelled::Token`], and [`Cancelled::Unusable`] where [`Mutex::lock`]
+    /// would panic.
+    ///
+    /// # Examples
+    ///
+    /// See [`CancelToken`].
+    pub fn lock_cancellable(&self, token: &CancelToken) -> Result<MutexGuard<'_, T>, Cancelled> {
+        match self.lock_with(&LockOptions::new().cancel(token)) {
+            Ok(guard) => Ok(guard),
+            Err(LockError::Unusable(unusable)) => Err(Cancelled::Unusable(unusable)),
+            Err(_) => Err(Cancelled::Token),
+        }
+    }
+
+    /// Waits its turn and takes the lock, unless one of the `options` ends the
+    /// wait before; says which. The one call that covers the others, and that
+    /// never panics.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError`] says why the lock was not acquired. The place in the queue
+    /// is given up.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{CancelToken, LockError, LockOptions, Mutex};
+    /// use std::time::Duration;
+    /// static STOP: CancelToken = CancelToken::new();
+    /// static LOCK: Mutex<u32> = Mutex::new(0);
+    ///
+    /// let options = LockOptions::new().timeout(Duration::from_millis(1)).cancel(&STOP);
+    /// let guard = LOCK.lock_with(&options)?;
+    /// let other = std::thread::spawn(move || LOCK.lock_with(&options).map(drop));
+    /// assert!(matches!(other.join().unwrap(), Err(LockError::TimedOut)));
+    /// # drop(guard);
+    /// # Ok::<(), LockError>(())
+    /// ```
+    pub fn lock_with(&self, options: &LockOptions) -> Result<MutexGuard<'_, T>, LockError> {
+        let limits = options.limits().ok_or(LockError::Cancelled)?;
+        let me = self.join().map_err(Unusable::from)?;
+        self.raw.lock_within(&me, limits)?;
+        Ok(MutexGuard { me, mutex: self })
     }
 
     /// Whether somebody holds the lock, or died holding it and has no heir yet.
@@ -237,8 +343,13 @@ impl<T: ?Sized> Mutex<T> {
     }
 
     #[inline(always)]
+    fn join(&self) -> Result<Current, AttachError> {
+        current(core::ptr::from_ref(&self.raw).addr(), reclaim)
+    }
+
+    #[inline(always)]
     fn me(&self) -> Current {
-        match current(core::ptr::from_ref(&self.raw).addr(), reclaim) {
+        match self.join() {
             Ok(me) => me,
             Err(error) => cannot_attach(&error),
         }
@@ -246,18 +357,74 @@ impl<T: ?Sized> Mutex<T> {
 }
 
 #[cold]
-fn cannot_attach(error: &crate::AttachError) -> ! {
+fn cannot_attach(error: &AttachError) -> ! {
     panic!("heirlock: {error}")
 }
 
 #[cold]
 fn fail(failed: Failed) -> ! {
-    match failed {
-        Failed::OwnedByCaller => panic!(
-            "heirlock: this thread holds the lock already and would wait for itself for ever"
-        ),
-        Failed::Corrupted(corrupted) => panic!("heirlock: {corrupted}"),
-        Failed::TimedOut => unreachable!("a wait without a deadline ended at its deadline"),
+    panic!("heirlock: {}", LockError::from(failed))
+}
+
+/// What may end a wait before its turn comes; for [`Mutex::lock_with`].
+///
+/// # Examples
+///
+/// See [`Mutex::lock_with`].
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use = "options do nothing until `lock_with` is called with them"]
+pub struct LockOptions<'t> {
+    time: Option<Time>,
+    token: Option<&'t CancelToken>,
+    interruptible: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Time {
+    For(Duration),
+    Until(Instant),
+}
+
+impl<'t> LockOptions<'t> {
+    /// Nothing ends the wait.
+    pub const fn new() -> Self {
+        Self { time: None, token: None, interruptible: false }
+    }
+
+    /// It ends `timeout` after it began; see [`Mutex::try_lock_for`]. Replaces a
+    /// deadline.
+    pub const fn timeout(self, timeout: Duration) -> Self {
+        Self { time: Some(Time::For(timeout)), ..self }
+    }
+
+    /// It ends at `deadline`; see [`Mutex::try_lock_until`]. Replaces a timeout.
+    pub const fn deadline(self, deadline: Instant) -> Self {
+        Self { time: Some(Time::Until(deadline)), ..self }
+    }
+
+    /// It ends when `token` is cancelled; see [`Mutex::lock_cancellable`].
+    pub const fn cancel(self, token: &'t CancelToken) -> Self {
+        Self { token: Some(token), ..self }
+    }
+
+    /// Whether it ends when a signal handler runs; see
+    /// [`Mutex::lock_interruptible`].
+    pub const fn interruptible(self, interruptible: bool) -> Self {
+        Self { interruptible, ..self }
+    }
+
+    /// The same for a wait that begins now; `None` if it is cancelled already.
+    fn limits(&self) -> Option<Limits<'t>> {
+        let cancelled = match self.token {
+            Some(token) => Some(token.ticket()?),
+            None => None,
+        };
+        let time = self.time.map(|time| match time {
+            Time::For(timeout) => timeout,
+            Time::Until(deadline) => deadline.saturating_duration_since(Instant::now()),
+        });
+        let deadline = time.and_then(Deadline::after);
+        Some(Limits { deadline, cancelled, interruptible: self.interruptible })
     }
 }
 

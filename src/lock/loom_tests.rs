@@ -10,6 +10,7 @@
 //! longer tests what it did.
 
 use super::raw::{Failed, RawMutex, reclaim};
+use super::wait::Limits;
 use super::word::Editor;
 use crate::memory::map::Mapping;
 use crate::participant::attach::{Attachment, attach};
@@ -103,7 +104,7 @@ impl Stage {
                 self.inside(me);
                 self.unlock(me);
             }
-            Err(Failed::TimedOut) => {}
+            Err(Failed::TimedOut | Failed::Cancelled) => {}
             Err(failed) => panic!("{failed:?}"),
         }
     }
@@ -124,6 +125,11 @@ impl Stage {
 /// numbers, so that row and thread number are one.
 fn was_killed(id: Id) -> bool {
     is_killed(id.index())
+}
+
+/// With a deadline.
+fn until(deadline: Option<Deadline>) -> Limits<'static> {
+    Limits { deadline, ..Limits::default() }
 }
 
 /// Locks and unlocks.
@@ -151,12 +157,12 @@ fn unlock_and_lock(stage: &Stage, me: &Attachment) {
 
 /// Queues, and gives up at the first look.
 fn give_up(stage: &Stage, me: &Attachment) {
-    stage.visit(me, LOCK.lock_until(me, Some(Deadline::now())));
+    stage.visit(me, LOCK.lock_within(me, until(Some(Deadline::now()))));
 }
 
 /// Queues, and gives up when it has gone to sleep.
 fn sleep_and_give_up(stage: &Stage, me: &Attachment) {
-    stage.visit(me, LOCK.lock_until(me, Deadline::after(Duration::from_millis(1))));
+    stage.visit(me, LOCK.lock_within(me, until(Deadline::after(Duration::from_millis(1)))));
 }
 
 fn try_lock(stage: &Stage, me: &Attachment) {

@@ -16,9 +16,10 @@
 //! `loom_tests` runs this code in every schedule of a few threads, on a machine
 //! as weak as these orderings allow.
 
+pub(crate) mod cancel;
 #[cfg(all(test, loom))]
 mod loom_tests;
 pub(crate) mod queue;
 pub(crate) mod raw;
-mod wait;
+pub(crate) mod wait;
 pub(crate) mod word;

@@ -83,7 +83,9 @@ impl<'a> QueueGuard<'a> {
             // the guard, and gives it back.
             if editor.is_awaited() || replace(editor.awaited()) {
                 let watched = Watched { index: row, life };
-                wait::sleep(me, (&words.guard, editor.awaited().bits()), watched, None)?;
+                let own = (&words.guard, editor.awaited().bits());
+                // Neither a deadline nor a signal ends it: an edit is short.
+                wait::sleep(me, own, watched, wait::Limits::default())?;
             }
         }
         Ok(Self { words, me })

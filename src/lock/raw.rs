@@ -3,8 +3,9 @@
 //! The model in `tests/model` has a step for each access to shared memory
 //! here, under the names of these functions.
 
+use super::cancel::Ticket;
 use super::queue::{self, Oldest, QueueGuard, Unlinked};
-use super::wait::{self, Slept, Watched};
+use super::wait::{self, Limits, Slept, Watched};
 use super::word::{LockWords, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::{Attachment, Inheritance};
@@ -24,6 +25,9 @@ pub(crate) struct RawMutex(LockWords);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failed {
     TimedOut,
+    Cancelled,
+    /// A signal handler ran.
+    Interrupted,
     /// The calling thread holds it.
     OwnedByCaller,
     Corrupted(Corrupted),
@@ -71,14 +75,10 @@ impl RawMutex {
         Ok(())
     }
 
-    /// Waits its turn and takes the lock; gives up at the deadline.
-    pub(crate) fn lock_until(
-        &self,
-        me: &Attachment,
-        deadline: Option<Deadline>,
-    ) -> Result<(), Failed> {
+    /// Waits its turn and takes the lock; gives up at the first of the limits.
+    pub(crate) fn lock_within(&self, me: &Attachment, limits: Limits) -> Result<(), Failed> {
         if !self.lock_fast(me)? {
-            self.lock_slow_until(me, deadline)?;
+            self.lock_slow_within(me, limits)?;
         }
         me.count_acquired();
         Ok(())
@@ -133,16 +133,16 @@ impl RawMutex {
         }
         // Free, or a dead thread's, and nobody waits but perhaps the dead:
         // take a place in the queue, and leave it if it is not the first.
-        self.lock_slow_until(me, Some(Deadline::now()))
+        self.lock_slow_within(me, Limits::over())
     }
 
     #[cold]
     fn lock_slow(&self, me: &Attachment) -> Result<(), Failed> {
-        self.lock_slow_until(me, None)
+        self.lock_slow_within(me, Limits::default())
     }
 
     #[cold]
-    fn lock_slow_until(&self, me: &Attachment, deadline: Option<Deadline>) -> Result<(), Failed> {
+    fn lock_slow_within(&self, me: &Attachment, limits: Limits) -> Result<(), Failed> {
         if me.is_broken() {
             return Err(Corrupted("the thread met that in an earlier operation").into());
         }
@@ -150,7 +150,7 @@ impl RawMutex {
             return Err(Failed::OwnedByCaller);
         }
         let waiting = self.enqueue(me)?;
-        let result = self.wait_turn(me, waiting, deadline);
+        let result = self.wait_turn(me, waiting, limits);
         if let Err(Failed::Corrupted(_)) = result {
             me.mark_broken();
         } else {
@@ -196,12 +196,7 @@ impl RawMutex {
         }
     }
 
-    fn wait_turn(
-        &self,
-        me: &Attachment,
-        waiting: WaitState,
-        deadline: Option<Deadline>,
-    ) -> Result<(), Failed> {
+    fn wait_turn(&self, me: &Attachment, waiting: WaitState, limits: Limits) -> Result<(), Failed> {
         loop {
             let watched = match self.look(me)? {
                 Look::Mine => {
@@ -211,16 +206,23 @@ impl RawMutex {
                 Look::Again => continue,
                 Look::Watch(watched) => watched,
             };
-            if deadline.is_some_and(Deadline::passed) {
-                return self.give_up(me);
+            if limits.cancelled.is_some_and(Ticket::is_cancelled) {
+                return self.give_up(me, Failed::Cancelled);
+            }
+            if limits.deadline.is_some_and(Deadline::passed) {
+                return self.give_up(me, Failed::TimedOut);
             }
             let at_head = me.row().prev.load(SeqCst) == 0;
             if at_head && wait::spin(me.row(), waiting) {
                 wait::rearm(me.row(), waiting);
                 continue;
             }
-            if wait::park(me, waiting, watched, deadline)? == Slept::TimedOut {
-                return self.give_up(me);
+            match wait::park(me, waiting, watched, limits) {
+                Ok(Slept::Look) => {}
+                Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
+                Ok(Slept::Interrupted) => return self.give_up(me, Failed::Interrupted),
+                // Who cannot sleep here must not stand in the others' way.
+                Err(corrupted) => return self.give_up(me, corrupted.into()),
             }
         }
     }
@@ -292,9 +294,10 @@ impl RawMutex {
         Ok(())
     }
 
-    /// Out of the queue without the lock, unless it came in the last moment.
-    /// Grants are made under the guard, so under the guard it is certain.
-    fn give_up(&self, me: &Attachment) -> Result<(), Failed> {
+    /// Out of the queue without the lock, and says `why`, unless it came in the
+    /// last moment. Grants are made under the guard, so under the guard it is
+    /// certain.
+    fn give_up(&self, me: &Attachment, why: Failed) -> Result<(), Failed> {
         let guard = QueueGuard::take(&self.0, me)?;
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         let unlinked = guard.unlink(me.id().index())?;
@@ -306,7 +309,7 @@ impl RawMutex {
         {
             wait::nudge(me.table(), successor)?;
         }
-        Err(Failed::TimedOut)
+        Err(why)
     }
 
     /// Releases the lock. `Err` if the caller does not own it (any more).

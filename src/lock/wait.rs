@@ -1,6 +1,7 @@
 //! Spinning, sleeping, and the three ways to end another thread's sleep.
 //! The only caller of futex waits.
 
+use super::cancel::Ticket;
 use super::word::{Code, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
@@ -12,7 +13,7 @@ use crate::sys::atomic::{
 };
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
-use crate::sys::futex::{self, Woken};
+use crate::sys::futex::{self, Expect, Woken};
 use std::time::Duration;
 
 /// How often a sleeper looks for what the kernel does not tell.
@@ -36,6 +37,23 @@ pub(super) struct Watched {
 pub(super) enum Slept {
     Look,
     TimedOut,
+    Interrupted,
+}
+
+/// What may end a wait before its turn comes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Limits<'a> {
+    pub(crate) deadline: Option<Deadline>,
+    pub(crate) cancelled: Option<Ticket<'a>>,
+    /// Whether a signal handler ends it.
+    pub(crate) interruptible: bool,
+}
+
+impl Limits<'_> {
+    /// No time at all.
+    pub(super) fn over() -> Self {
+        Self { deadline: Some(Deadline::now()), ..Self::default() }
+    }
 }
 
 /// How many spins are worth it on this machine.
@@ -69,18 +87,19 @@ pub(super) fn spin(row: &Row, waiting: WaitState) -> bool {
     false
 }
 
-/// Sleeps until `word` changes from `value` and somebody wakes it, or the
-/// watched thread dies, or the deadline passes. May end early.
+/// Sleeps until `own` changes and somebody wakes it, or the watched thread dies,
+/// or one of the limits is reached. May end early.
 ///
 /// While it sleeps the kernel knows whom it watches: if this thread is killed
 /// after it was the one to be told of a death, the next one is told.
 pub(super) fn sleep(
     me: &Attachment,
-    (word, value): (&AtomicU32, u32),
+    own: Expect,
     watched: Watched,
-    deadline: Option<Deadline>,
+    limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let table = me.table();
+    let Limits { deadline, cancelled, interruptible } = limits;
     let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
     let heartbeat = Deadline::after(fault::heartbeat(HEARTBEAT));
     let until = match (deadline, heartbeat) {
@@ -89,24 +108,37 @@ pub(super) fn sleep(
         (Some(deadline), None) => deadline,
         (None, None) => return Err(Corrupted("the clock has run out")),
     };
+    let all = [own, (life, watched.life), cancelled.map_or(own, Ticket::word)];
+    let words = if cancelled.is_some() { &all[..] } else { &all[..2] };
     let slept = loop {
         // In every round, because a robust pthread mutex that is used in a
         // signal handler clears it.
         if !active(Fault::NoRelay) && !active(Fault::NoPending) {
             me.publish_watch(Some((life, watched.life)));
         }
-        match futex::wait_pair((word, value), (life, watched.life), until) {
+        me.row().sleeps.add_one();
+        match futex::wait(words, until, interruptible) {
             Ok(Woken::Look) => break Ok(Slept::Look),
             // EINTR: the place in the queue is kept, the deadline stands.
-            Ok(Woken::Signal | Woken::Poll) => {}
+            Ok(Woken::Signal) => {
+                me.row().interruptions.add_one();
+                if interruptible {
+                    break Ok(Slept::Interrupted);
+                }
+            }
+            Ok(Woken::Poll) => {}
             Ok(Woken::TimedOut) if deadline == Some(until) => break Ok(Slept::TimedOut),
             Ok(Woken::TimedOut) => {
                 consult_witness(me.mapping(), watched.index, watched.life);
                 break Ok(Slept::Look);
             }
             Err(rustix::io::Errno::FAULT) => break Err(Corrupted("its file was truncated")),
-            // No memory in the kernel for the moment: try again.
-            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            // No memory in the kernel for the moment, or something that it was
+            // not known to say: look, and try again.
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(1));
+                break Ok(Slept::Look);
+            }
         }
     };
     if life.load(SeqCst) != watched.life {
@@ -122,17 +154,17 @@ pub(super) fn park(
     me: &Attachment,
     waiting: WaitState,
     watched: Watched,
-    deadline: Option<Deadline>,
+    limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let state = &me.row().state;
     let parked = waiting.with(Code::Parked);
     let slept = if state.compare_exchange(waiting.bits(), parked.bits(), SeqCst, SeqCst).is_ok() {
-        sleep(me, (state, parked.bits()), watched, deadline)?
+        sleep(me, (state, parked.bits()), watched, limits)
     } else {
-        Slept::Look
+        Ok(Slept::Look)
     };
     rearm(me.row(), waiting);
-    Ok(slept)
+    slept
 }
 
 /// From Parked or Nudged back to Waiting: the waiter looks again now, and what

@@ -476,6 +476,8 @@ pub(crate) fn attach(
     let same = last != 0 && active(Fault::SameGeneration);
     let generation = if same { last } else { next_generation(last) };
     row.generation.store(generation, Ordering::Release);
+    row.sleeps.reset();
+    row.interruptions.reset();
     let id = Id::new(index, generation);
     table.write_identity(id, &identity);
     let life = mapping.life_word(index);

@@ -4,7 +4,7 @@
 use super::id::Id;
 use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
 use crate::memory::map::Mapping;
-use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::atomic::{AtomicU32, AtomicU64, Counter, Ordering, fence};
 use zerocopy::FromBytes;
 
 /// What a lock needs to know of a thread, on a cache line of its own.
@@ -16,6 +16,8 @@ use zerocopy::FromBytes;
 /// | `generation` | whoever attaches | which user of the row this is |
 /// | `prev` | its thread before it enqueues, then whoever holds the lock's guard | the waiter in front, 0 none |
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
+/// | `sleeps` | its thread | how many futex waits it made, for people |
+/// | `interruptions` | its thread | how many of them a signal handler ended, for people |
 #[derive(FromBytes, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Row {
@@ -24,7 +26,9 @@ pub(crate) struct Row {
     pub(crate) generation: AtomicU64,
     pub(crate) prev: AtomicU32,
     pub(crate) state: AtomicU32,
-    reserved: [u64; 4],
+    pub(crate) sleeps: Counter,
+    pub(crate) interruptions: Counter,
+    reserved: [u64; 2],
 }
 
 /// Who used a row, for people. Written before the row's life word, read at any
@@ -49,7 +53,8 @@ const _: () = {
     assert!(size_of::<Row>() == ROW_SIZE && align_of::<Row>() == ROW_SIZE);
     assert!(offset_of!(Row, lock) == 0 && offset_of!(Row, waiting_as) == 8);
     assert!(offset_of!(Row, generation) == 16 && offset_of!(Row, prev) == 24);
-    assert!(offset_of!(Row, state) == 28);
+    assert!(offset_of!(Row, state) == 28 && offset_of!(Row, sleeps) == 32);
+    assert!(offset_of!(Row, interruptions) == 40);
     assert!(size_of::<IdentityRecord>() == 64);
     assert!(offset_of!(IdentityRecord, generation) == 0);
     assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);

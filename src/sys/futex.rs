@@ -8,9 +8,15 @@ use rustix::io::Errno;
 use rustix::thread::futex;
 use std::time::Duration;
 
-/// Where `futex_waitv` is missing, a sleeper looks at the second word this
-/// often. See "futex_waitv" in `kernel-notes.md`.
+/// Where `futex_waitv` is missing or of no use, a sleeper looks at all words but
+/// the first this often. See "futex_waitv" in `kernel-notes.md`.
 const POLL: Duration = Duration::from_millis(20);
+
+/// On how many words a thread sleeps at most.
+pub(crate) const MAX_WORDS: usize = 3;
+
+/// How often a call is made again whose error says that it may go better.
+const TRIES: u32 = 8;
 
 /// Why a wait ended. All but `TimedOut` mean "look at your words again".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,44 +38,49 @@ static NO_WAITV: AtomicU32 = AtomicU32::new(0);
 /// A word and the value with which its waiter sleeps.
 pub(crate) type Expect<'a> = (&'a AtomicU32, u32);
 
-/// Sleeps while both words have the values given, until woken on either.
+/// Sleeps while the words, of which there are one to [`MAX_WORDS`], have the
+/// values given, until woken on one of them.
+///
+/// A signal handler that was installed without `SA_RESTART` ends the sleep
+/// ([`Woken::Signal`]). One with it does so only if the sleep is
+/// `interruptible`, and then the sleeper is woken on the first word alone: it
+/// looks at the others every [`POLL`]. See "Signals" in `kernel-notes.md`.
 ///
 /// # Errors
 ///
 /// What the kernel says beyond the expected: `EFAULT` when the memory is gone
 /// (a truncated file), `ENOMEM` when it has none.
-pub(crate) fn wait_pair(own: Expect, watched: Expect, until: Deadline) -> Result<Woken, Errno> {
+pub(crate) fn wait(words: &[Expect], until: Deadline, interruptible: bool) -> Result<Woken, Errno> {
     // Relaxed: the flag only saves a system call that would fail.
-    if NO_WAITV.load(Ordering::Relaxed) == 0 {
-        match waitv(own, watched, until) {
+    if !interruptible && NO_WAITV.load(Ordering::Relaxed) == 0 {
+        match waitv(words, until) {
             Err(Errno::NOSYS | Errno::PERM) => NO_WAITV.store(1, Ordering::Relaxed),
             done => return done,
         }
     }
     let poll = Deadline::after(POLL).map_or(until, |poll| poll.min(until));
+    let [(own, value), others @ ..] = words else { return Ok(Woken::Look) };
     // Relaxed: a hint that saves a poll; the caller re-reads it properly.
-    if watched.0.load(Ordering::Relaxed) != watched.1 {
+    if others.iter().any(|(word, value)| word.load(Ordering::Relaxed) != *value) {
         return Ok(Woken::Look);
     }
     let flags = futex::Flags::empty();
     let any = core::num::NonZeroU32::MAX;
-    let slept = futex::wait_bitset(own.0.word(), flags, own.1, Some(&poll.timespec()), any);
+    let slept = futex::wait_bitset(own.word(), flags, *value, Some(&poll.timespec()), any);
     let timeout = if poll == until { Woken::TimedOut } else { Woken::Poll };
     outcome(slept.map(drop), timeout)
 }
 
-fn waitv(own: Expect, watched: Expect, until: Deadline) -> Result<Woken, Errno> {
-    let entry = |(word, value): Expect| {
-        let mut wait = futex::Wait::new();
-        wait.val = u64::from(value);
+fn waitv(words: &[Expect], until: Deadline) -> Result<Woken, Errno> {
+    let mut waits = [const { futex::Wait::new() }; MAX_WORDS];
+    for (wait, (word, value)) in waits.iter_mut().zip(words) {
+        wait.val = u64::from(*value);
         wait.uaddr = futex::WaitPtr::new(ptr::from_ref(word.word()).cast_mut().cast());
         wait.flags = futex::WaitFlags::SIZE_U32;
-        wait
-    };
-    let words = [entry(own), entry(watched)];
+    }
     let clock = rustix::time::ClockId::Monotonic;
     let flags = futex::WaitvFlags::empty();
-    let slept = futex::waitv(&words, flags, Some(&until.timespec()), clock);
+    let slept = futex::waitv(&waits[..words.len()], flags, Some(&until.timespec()), clock);
     outcome(slept.map(drop), Woken::TimedOut)
 }
 
@@ -82,9 +93,18 @@ fn outcome(slept: Result<(), Errno>, timeout: Woken) -> Result<Woken, Errno> {
     }
 }
 
-/// Wakes every sleeper on `word`. It cannot fail in a way that matters: the
-/// word is mapped, so the kernel finds its key, or the file has been truncated
-/// and nobody can sleep there.
+/// Wakes every sleeper on `word`. Async-signal-safe: one system call, made
+/// without the C library, and so without its `errno`.
+///
+/// It cannot fail in a way that matters: the word is mapped, so the kernel finds
+/// its key, or the file has been truncated and nobody can sleep there. If the
+/// kernel has no memory for the moment it is asked again; should it have none
+/// for long, the sleepers' heartbeat makes up for the wake.
 pub(crate) fn wake_all(word: &AtomicU32) {
-    let _ = futex::wake(word.word(), futex::Flags::empty(), i32::MAX as u32);
+    for _ in 0..TRIES {
+        match futex::wake(word.word(), futex::Flags::empty(), i32::MAX as u32) {
+            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => {}
+            _ => return,
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! A clock that stands still: a deadline has passed from the start, or passes
-//! while its waiter sleeps (see `futex::wait_pair`).
+//! while its waiter sleeps (see `futex::wait`).
 
 use std::time::Duration;
 

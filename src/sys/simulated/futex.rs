@@ -37,7 +37,7 @@ pub(super) struct Sleeper {
     thread: loom::thread::Thread,
 }
 
-/// Sleeps while both words have the values given, until woken on either. A
+/// Sleeps while the words have the values given, until woken on one of them. A
 /// deadline that comes passes at once: as the words were right, that is one of
 /// the things that may happen, and whatever happens later happens to a waiter
 /// that is about to give up.
@@ -45,14 +45,18 @@ pub(super) struct Sleeper {
 /// # Errors
 ///
 /// None; the real one has some.
-pub(crate) fn wait_pair(own: Expect, watched: Expect, until: Deadline) -> Result<Woken, Errno> {
+pub(crate) fn wait(
+    words: &[Expect],
+    until: Deadline,
+    _interruptible: bool,
+) -> Result<Woken, Errno> {
     if !step() {
         return Ok(Woken::Look);
     }
     let me = tid();
     // As futex_waitv: word by word, look and queue; off all queues if one
     // differs.
-    for (word, expected) in [own, watched] {
+    for &(word, expected) in words {
         if word.latest() != expected {
             leave(me);
             return Ok(Woken::Look);
