@@ -4,7 +4,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::disallowed_types, reason = "a counter of the tests' own")]
 
-use heirlock::{Mutex, MutexGuard, Participant, Segment, Snapshot};
+use heirlock::{
+    CancelToken, LockError, LockOptions, Mutex, MutexGuard, Participant, Segment, Snapshot,
+};
 use libtest_mimic::{Arguments, Completion, Trial};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigHandler, Signal, kill};
@@ -17,9 +19,9 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Mutex as StdMutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
@@ -341,6 +343,7 @@ pub(crate) fn in_new_pid_namespace<R: Send>(spawn: impl FnOnce() -> R + Send) ->
 #[repr(C)]
 pub(crate) struct Board {
     pub(crate) locks: [Mutex<u64>; 8],
+    pub(crate) tokens: [CancelToken; 4],
 }
 
 /// A board for puppets.
@@ -409,6 +412,10 @@ pub(crate) enum Got {
     Inherited { pid: u32, tid: u32, pid_namespace: u64 },
     /// Not at all: busy, or timed out.
     Nothing,
+    /// Not at all: its token was cancelled.
+    Cancelled,
+    /// Not at all: a signal handler ran.
+    Interrupted,
 }
 
 /// A process that locks and unlocks on command, one command at a time.
@@ -524,6 +531,8 @@ fn parse_got(line: &str) -> Got {
             pid_namespace: namespace.parse().expect("an inode"),
         },
         ["nothing"] => Got::Nothing,
+        ["cancelled"] => Got::Cancelled,
+        ["interrupted"] => Got::Interrupted,
         _ => panic!("a puppet answered {line:?}"),
     }
 }
@@ -531,6 +540,16 @@ fn parse_got(line: &str) -> Got {
 static HANDLED: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn count_signal(_: i32) {
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What `cancel_at_signal` cancels.
+static TOKEN: OnceLock<&'static CancelToken> = OnceLock::new();
+
+extern "C" fn cancel_at_signal(_: i32) {
+    if let Some(token) = TOKEN.get() {
+        token.canceller().cancel();
+    }
     HANDLED.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -615,6 +634,21 @@ fn obey(
             let timeout = Duration::from_micros(number(2));
             keep(index(1), segment.locks[index(1)].try_lock_for(timeout))
         }
+        "cancellable" => {
+            let options = LockOptions::new().cancel(&segment.tokens[index(2)]);
+            match segment.locks[index(1)].lock_with(&options) {
+                Ok(guard) => keep(index(1), Some(guard)),
+                Err(error) => why(&error),
+            }
+        }
+        "interruptible" => match segment.locks[index(1)].lock_interruptible() {
+            Ok(guard) => keep(index(1), Some(guard)),
+            Err(error) => why(&error.into()),
+        },
+        "cancel" => {
+            segment.tokens[index(1)].canceller().cancel();
+            "ok".into()
+        }
         "unlock" => {
             drop(guards[index(1)].take().expect("it is held"));
             "ok".into()
@@ -684,12 +718,16 @@ fn obey(
             thread::spawn(run).join().expect("join")
         }
         // Signals from here on run a handler: "restart" with SA_RESTART, "fork"
-        // one that forks.
+        // one that forks, "cancel TOKEN" one that cancels.
         "handle" => {
             use nix::sys::signal::{SaFlags, SigAction, SigSet, sigaction};
             let (handler, flags) = match words.get(1) {
                 Some(&"restart") => (count_signal as extern "C" fn(i32), SaFlags::SA_RESTART),
                 Some(&"fork") => (fork_at_signal as _, SaFlags::SA_RESTART),
+                Some(&"cancel") => {
+                    TOKEN.get_or_init(|| &segment.tokens[index(2)]);
+                    (cancel_at_signal as _, SaFlags::SA_RESTART)
+                }
                 _ => (count_signal as _, SaFlags::empty()),
             };
             let action = SigAction::new(SigHandler::Handler(handler), flags, SigSet::empty());
@@ -706,9 +744,19 @@ type Sigaction =
 
 #[allow(unsafe_code)]
 fn install(signal: Signal, action: &nix::sys::signal::SigAction, sigaction: Sigaction) {
-    // SAFETY: the handlers add to an atomic number and make system calls;
-    // `fork`'s handlers are this crate's, which allow it (see the test).
+    // SAFETY: the handlers access atomics (an initialized `OnceLock` is one),
+    // cancel, which is async-signal-safe, and make system calls; `fork`'s
+    // handlers are this crate's, which allow it (see the test).
     unsafe { sigaction(signal, action) }.expect("sigaction");
+}
+
+fn why(error: &LockError) -> String {
+    match error {
+        LockError::TimedOut => "nothing".into(),
+        LockError::Cancelled => "cancelled".into(),
+        LockError::Interrupted => "interrupted".into(),
+        error => panic!("a puppet failed: {error}"),
+    }
 }
 
 fn describe(guard: Option<&MutexGuard<'static, u64>>) -> String {

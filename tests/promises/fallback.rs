@@ -2,7 +2,7 @@
 
 use crate::kit::sandbox::Refusal;
 use crate::kit::{Stage, Test};
-use crate::{death, order};
+use crate::{death, interruption, order};
 
 pub(crate) const TESTS: &[Test] = &[
     ("order_is_kept_without_futex_waitv_eperm", || play(order::CORE, WAITV)),
@@ -13,6 +13,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_dead_are_inherited_from_without_futex_waitv_enosys", || play(death::CORE, WAITV_UNKNOWN)),
     ("the_dead_are_inherited_from_without_get_robust_list", || play(death::CORE, ROBUST_LIST)),
     ("the_dead_are_inherited_from_by_differently_sandboxed_processes", || play(death::CORE, MIXED)),
+    ("waits_are_interrupted_without_futex_waitv", || play(interruption::CORE, WAITV)),
+    ("waits_are_interrupted_in_differently_sandboxed_processes", || {
+        play(interruption::CORE, MIXED);
+    }),
 ];
 
 const WAITV: &[Option<Refusal>] = &[Some(Refusal::WAITV)];

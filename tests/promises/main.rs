@@ -7,11 +7,19 @@ mod death;
 mod fallback;
 mod guard;
 mod identity;
+mod interruption;
 mod order;
 
 fn main() {
     kit::run(
-        &[order::TESTS, death::TESTS, identity::TESTS, guard::TESTS, fallback::TESTS],
+        &[
+            order::TESTS,
+            death::TESTS,
+            identity::TESTS,
+            guard::TESTS,
+            interruption::TESTS,
+            fallback::TESTS,
+        ],
         identity::ROLES,
         4 * kit::HANG,
     )
