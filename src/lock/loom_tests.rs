@@ -9,6 +9,7 @@
 //! if it had fewer to try than when it was written, by a margin: then it no
 //! longer tests what it did.
 
+use super::cancel::CancelToken;
 use super::raw::{Failed, RawMutex, reclaim};
 use super::wait::Limits;
 use super::word::Editor;
@@ -27,6 +28,7 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 static LOCK: RawMutex = RawMutex::new();
+static TOKEN: CancelToken = CancelToken::new();
 
 /// One mapping serves every execution: nothing writes to its memory.
 static MAPPING: LazyLock<Arc<Mapping>> =
@@ -165,6 +167,25 @@ fn sleep_and_give_up(stage: &Stage, me: &Attachment) {
     stage.visit(me, LOCK.lock_within(me, until(Deadline::after(Duration::from_millis(1)))));
 }
 
+/// Locks and unlocks, unless cancelled.
+fn cancellable(stage: &Stage, me: &Attachment) {
+    let Some(ticket) = TOKEN.ticket() else { return };
+    stage.visit(me, LOCK.lock_within(me, Limits { cancelled: Some(ticket), ..Limits::default() }));
+}
+
+fn cancel(_: &Stage, _: &Attachment) {
+    TOKEN.canceller().cancel();
+}
+
+/// The owner unlocks when all others have come to an end: whoever waits for the
+/// lock alone, and not for the token, never does.
+fn unlock_last(stage: &Stage, me: &Attachment) {
+    while stage.running.get() > 1 {
+        loom::thread::yield_now();
+    }
+    unlock(stage, me);
+}
+
 fn try_lock(stage: &Stage, me: &Attachment) {
     stage.visit(me, LOCK.try_lock(me));
 }
@@ -190,6 +211,7 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
     LOCK.words().owner.touch();
     LOCK.words().tail.touch();
     LOCK.words().guard.touch();
+    assert!(!TOKEN.is_cancelled());
     if play.owned {
         LOCK.lock(&attachments[0]).expect("nobody else is there");
     }
@@ -429,6 +451,17 @@ fn trying() {
     Play::of(&[lock, try_lock]).holds("lock and try_lock", 45);
     Play::of(&[try_lock, try_lock]).holds("two try_locks", 20);
     Play::of(&[unlock, lock, try_lock]).owned().holds("unlock, lock and try_lock", 1200);
+}
+
+#[test]
+fn cancelling() {
+    Play::of(&[unlock_last, cancellable, cancel]).owned().holds("cancelling a wait", 450);
+    Play::of(&[unlock, cancellable, cancel]).owned().holds("hand-over and cancelling", 2000);
+    Play::of(&[unlock_last, cancellable, cancel])
+        .owned()
+        .bound(2)
+        .kills(&[2])
+        .holds("a waiter that is cancelled is killed", 5000);
 }
 
 #[test]

@@ -15,7 +15,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// On how many words a thread sleeps at most.
 pub(crate) const MAX_WORDS: usize = 3;
 
-/// How often a call is made again whose error says that it may go better.
+/// How often a wake is tried.
 const TRIES: u32 = 8;
 
 /// Why a wait ended. All but `TimedOut` mean "look at your words again".
@@ -97,14 +97,15 @@ fn outcome(slept: Result<(), Errno>, timeout: Woken) -> Result<Woken, Errno> {
 /// without the C library, and so without its `errno`.
 ///
 /// It cannot fail in a way that matters: the word is mapped, so the kernel finds
-/// its key, or the file has been truncated and nobody can sleep there. If the
-/// kernel has no memory for the moment it is asked again; should it have none
-/// for long, the sleepers' heartbeat makes up for the wake.
+/// its key, or the file has been truncated and nobody can sleep there
+/// (`EFAULT`). If it says anything else, such as that it has no memory for the
+/// moment, it is asked again; should that go on, the sleepers' heartbeat makes
+/// up for the wake.
 pub(crate) fn wake_all(word: &AtomicU32) {
     for _ in 0..TRIES {
         match futex::wake(word.word(), futex::Flags::empty(), i32::MAX as u32) {
-            Err(Errno::INTR | Errno::AGAIN | Errno::NOMEM) => {}
-            _ => return,
+            Ok(_) | Err(Errno::FAULT) => return,
+            Err(_) => {}
         }
     }
 }

@@ -14,7 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -221,6 +221,20 @@ impl Process {
         self.reaped = true;
         CHILDREN.lock().unwrap().remove(&(self.child.id() as i32));
         status
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("look at a child").is_some()
+    }
+
+    /// What it prints until it ends.
+    pub(crate) fn output(&mut self) -> String {
+        let mut said = String::new();
+        let mut stdout = self.child.stdout.take().expect("stdout");
+        stdout.read_to_string(&mut said).expect("read from a child");
+        self.wait();
+        said
     }
 
     /// Whether the process exits with 0.

@@ -1,10 +1,12 @@
 //! What ends a wait early: signals, tokens, deadlines; and stops, which do not.
 
-use crate::kit::{Got, HANG, Puppet, Stage, Test, until};
+use crate::kit::{Got, HANG, Process, Puppet, Stage, TempPath, Test, skip, until};
 use heirlock::{
     CancelToken, Cancelled, Interrupted, LockError, LockOptions, Mutex, Segment, Unusable,
 };
 use nix::sys::signal::Signal;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("signals_do_not_stretch_a_deadline", || deadline_under_signals(&Stage::new())),
     ("deadlines_zero_past_and_without_end", deadlines),
     ("a_stopped_owner_is_waited_for", stopped_owner),
+    ("a_daemon_leaves_at_sigterm_in_the_middle_of_a_wait", daemon),
     ("lock_with_says_why", why),
     ("each_error_says_what_to_do", messages),
 ];
@@ -302,6 +305,34 @@ fn stopped_owner() {
     owner.unlock(0);
     assert_eq!(waiters[0].got(), Got::Lock);
     waiters[0].unlock(0);
+}
+
+/// `examples/stoppable.rs`, as cargo has built it beside this test.
+fn daemon() {
+    let test = std::env::current_exe().expect("the own path");
+    let program = test.parent().and_then(Path::parent).expect("target/debug");
+    let program = program.join("examples/stoppable");
+    if !program.exists() {
+        skip(format!("{} is not built; `cargo test` without --test builds it", program.display()));
+    }
+    let path = TempPath::new();
+    let segment: Segment<Mutex<u64>> = Segment::create(&path).expect("create");
+    let mut slowest = Duration::ZERO;
+    for _ in 0..10 {
+        let guard = segment.lock();
+        let mut command = Command::new(&program);
+        let mut daemon = Process::from_command(command.arg(&*path).stdout(Stdio::piped()));
+        until("the daemon is queued", || heirlock::queue(&segment).is_some_and(|q| q.len() == 1));
+        let start = Instant::now();
+        daemon.signal(Signal::SIGTERM);
+        let said = daemon.output();
+        slowest = slowest.max(start.elapsed());
+        assert!(said.ends_with("told to stop; did 0 jobs\n"), "{said}");
+        assert_eq!(heirlock::queue(&segment), Some(vec![]), "its place is given up");
+        drop(guard);
+    }
+    eprintln!("from SIGTERM to the end of the process: {slowest:?} at the most");
+    assert!(segment.lock().eq(&0));
 }
 
 fn why() {

@@ -7,6 +7,7 @@ mod death;
 mod fallback;
 mod guard;
 mod identity;
+mod injection;
 mod interruption;
 mod order;
 
@@ -18,9 +19,10 @@ fn main() {
             identity::TESTS,
             guard::TESTS,
             interruption::TESTS,
+            injection::TESTS,
             fallback::TESTS,
         ],
-        identity::ROLES,
+        &[identity::ROLES, injection::ROLES].concat(),
         4 * kit::HANG,
     )
 }
