@@ -34,6 +34,9 @@ impl Refusal {
     pub(crate) const ROBUST_LIST: Self =
         Self { call: libc::SYS_get_robust_list, error: libc::EPERM };
 
+    /// `prctl`, as a kernel that does not know what is asked for refuses it.
+    pub(crate) const PRCTL: Self = Self { call: libc::SYS_prctl, error: libc::EINVAL };
+
     /// Has the process that `command` starts be in this sandbox.
     pub(crate) fn impose(&self, command: &mut Command) {
         command.env(VARIABLE, format!("{} {}", self.call, self.error));
@@ -103,8 +106,8 @@ pub(super) fn enter() {
 pub(super) fn probe(args: &[String]) {
     let call: i64 = args[0].parse().expect("a system call");
     let error: i32 = args[1].parse().expect("an error");
-    // SAFETY: neither of the calls that are refused in tests does anything with
-    // these arguments: no such process, no waiters.
+    // SAFETY: none of the calls that are refused in tests does anything with
+    // these arguments: no such process, no waiters, no such option.
     let result = unsafe { libc::syscall(call, -1, 0, 0, 0, 0) };
     assert_eq!((result, Errno::last_raw()), (-1, error));
 }

@@ -1,6 +1,7 @@
 //! Creating and opening, as it should go.
 
-use crate::kit::{HANG, Role, TempPath, Test, skip};
+use crate::kit::sandbox::Refusal;
+use crate::kit::{HANG, Process, Role, TempPath, Test, skip};
 use crate::support::{
     Actor, Counter, NOT_PERMITTED, OnDisk, error_of, line, metadata, play, text, works,
 };
@@ -20,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_default_capacity_is_1024_threads", default_capacity),
     ("capacities_from_1_to_65535_are_allowed", capacities),
     ("the_mode_is_exact_whatever_the_umask", exact_mode),
+    ("who_may_not_read_its_own_proc_files_takes_part", unreadable_proc),
     ("an_out_of_range_mode_is_refused", modes),
     ("a_new_segment_is_zeroed", zeroed),
     ("eight_processes_that_race_to_create_get_one_segment", race),
@@ -28,7 +30,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("an_empty_file_becomes_a_segment", empty_file),
 ];
 
-pub(crate) const ROLES: &[Role] = &[("with_umask", with_umask), ("racer", racer)];
+pub(crate) const ROLES: &[Role] =
+    &[("with_umask", with_umask), ("without_auxv", without_auxv), ("racer", racer)];
 
 fn round_trip() {
     round_trip_at(&TempPath::new());
@@ -182,6 +185,30 @@ fn with_umask(args: &[String]) {
     if octal(&args[2]) & 0o600 == 0o600 {
         assert_eq!(works(&segment), 1);
     }
+}
+
+/// A process that has changed its user may not read `/proc/self/auxv`, and
+/// kernels before 6.4 (here: a sandbox) do not tell its contents by `prctl`. To
+/// ask for the page size used to panic then.
+fn unreadable_proc() {
+    Refusal::PRCTL.require();
+    let path = TempPath::new();
+    let mut command = Process::command("without_auxv", &[text(&path)]);
+    Refusal::PRCTL.impose(&mut command);
+    let status = Process::from_command(&mut command).wait();
+    if status.code() == Some(NOT_PERMITTED) {
+        skip("may not become another user");
+    }
+    assert!(status.success(), "{status}");
+}
+
+fn without_auxv(args: &[String]) {
+    if !crate::support::become_nobody() {
+        std::process::exit(NOT_PERMITTED);
+    }
+    assert!(fs::read("/proc/self/auxv").is_err(), "it may read it");
+    let segment: Segment<Counter> = Segment::create(&args[0]).expect("create");
+    assert_eq!(works(&segment), 1);
 }
 
 fn modes() {
