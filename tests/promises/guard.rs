@@ -51,11 +51,21 @@ pub(crate) fn recycled_tid() {
         gettid()
     });
     let tid = leaker.join().expect("join");
-    std::fs::write(LAST_PID, (tid.as_raw() - 1).to_string()).expect("say which TID is next");
-    let waiter = thread::spawn(move || {
-        assert_eq!(gettid(), tid, "the TID was to come back");
-        drop(LOCK.lock());
+    // A join ends a little before the kernel has the number to give again.
+    let mut waiter = None;
+    until("the TID comes back", || {
+        std::fs::write(LAST_PID, (tid.as_raw() - 1).to_string()).expect("say which TID is next");
+        let (tell, told) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            tell.send(gettid() == tid).expect("tell");
+            if gettid() == tid {
+                drop(LOCK.lock());
+            }
+        });
+        waiter = told.recv().expect("be told").then_some(thread);
+        waiter.is_some()
     });
+    let waiter = waiter.expect("a thread with that TID");
     until("it waits, or ends", || {
         waiter.is_finished() || queue(&LOCK).is_some_and(|queue| queue.len() == 1)
     });
