@@ -28,8 +28,16 @@ pub(crate) const ROLES: &[Role] = &[("victim", victim)];
 
 const VICTIMS: u64 = 20;
 
-/// How many images: a million with `HEIRLOCK_LONG=1`.
+/// How many images a process bears. Many break an attachment, which keeps its
+/// mapping and its descriptors, and often a process may have no more than 1024.
+const PER_PROCESS: u64 = 400;
+
+/// How many images: a million with `HEIRLOCK_LONG=1`, or what `HEIRLOCK_IMAGES` says,
+/// as a multiple of 20.
 fn images() -> u64 {
+    if let Ok(images) = std::env::var("HEIRLOCK_IMAGES") {
+        return images.parse::<u64>().expect("a number") / VICTIMS * VICTIMS;
+    }
     if std::env::var("HEIRLOCK_LONG").as_deref() == Ok("1") { 1_000_000 } else { 20_000 }
 }
 
@@ -46,9 +54,11 @@ fn garbled() {
     };
     // All are listened to at once, lest one waits to be heard.
     let tallies = thread::scope(|scope| {
-        let run = |(seed, count)| {
+        let run = |(first, count)| {
             let image = &image;
-            scope.spawn(move || run_victim(image, seed, count))
+            let part = move |seed| run_victim(image, seed, PER_PROCESS.min(first + count - seed));
+            let parts = (first..first + count).step_by(PER_PROCESS as usize);
+            scope.spawn(move || parts.flat_map(part).collect::<Vec<_>>())
         };
         let threads: Vec<_> = victims.into_iter().map(run).collect();
         threads
