@@ -234,10 +234,12 @@ fn timeout_race() {
     let locks: [&Mutex<u64>; 2] = [&segment, &LOCK];
     for lock in locks {
         let (mut acquired, mut gave_up) = (0, 0);
+        // In microseconds, such that both happen about as often on any machine.
+        let mut longest = 300;
         for round in 0..ROUNDS {
             let guard = lock.lock();
             thread::scope(|scope| {
-                let timeout = Duration::from_micros(fastrand::u64(0..300));
+                let timeout = Duration::from_micros(fastrand::u64(0..longest));
                 let timed = scope.spawn(move || lock.try_lock_for(timeout).map(drop).is_some());
                 until("a waiter is queued, or has given up", || {
                     timed.is_finished()
@@ -257,8 +259,10 @@ fn timeout_race() {
                 drop(guard);
                 if timed.join().expect("join") {
                     acquired += 1;
+                    longest = (longest - longest / 16).max(100);
                 } else {
                     gave_up += 1;
+                    longest += longest / 16;
                 }
                 patient.join().expect("join");
             });
