@@ -322,7 +322,7 @@ pub(crate) fn waitv_missing() -> Option<String> {
     let word = AtomicU32::new(0);
     match waitv(&[(&word, 1)], None) {
         Err(Errno::AGAIN) => None,
-        Err(error) => Some(format!("futex_waitv is refused: {error}")),
+        Err(error) => Some(format!("futex_waitv, which needs Linux 5.16, is refused: {error}")),
         Ok(index) => panic!("futex_waitv woke through word {index} of a mismatch"),
     }
 }
