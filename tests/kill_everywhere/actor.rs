@@ -20,6 +20,9 @@ pub(crate) const INITIAL: u64 = 42;
 pub(crate) enum Tell {
     Lock,
     Try,
+    /// Takes the second lock.
+    LockOther,
+    /// Gives back whatever it has.
     Unlock,
     /// That many new threads join at once, the first of them takes and
     /// releases the lock, and all leave.
@@ -123,15 +126,18 @@ impl Actor {
         Answer { rows: vec![me.row()], ..Answer::default() }.send(&mut stream);
         let lock = &segment.locks[0];
         let mut guard = None;
+        let mut other = None;
         let mut command = [0; 8];
         while stream.read_exact(&mut command).is_ok() {
             match command[0] {
                 b'l' => guard = Some(lock.lock()),
                 b't' => guard = lock.try_lock(),
-                b'u' => drop(guard.take()),
+                b'o' => other = Some(segment.locks[1].lock()),
+                b'u' => drop((guard.take(), other.take())),
                 _ => panic!("an actor does not know {command:?}"),
             }
-            Answer { got: got(guard.as_ref()), ..Answer::default() }.send(&mut stream);
+            let last = if command[0] == b'o' { &other } else { &guard };
+            Answer { got: got(last.as_ref()), ..Answer::default() }.send(&mut stream);
         }
     }
 
@@ -152,6 +158,7 @@ impl Actor {
         let (letter, count) = match command {
             Tell::Lock => (b'l', 0),
             Tell::Try => (b't', 0),
+            Tell::LockOther => (b'o', 0),
             Tell::Unlock => (b'u', 0),
             Tell::Reuse(count) => (b'r', count),
             Tell::Visit => (b'v', 0),

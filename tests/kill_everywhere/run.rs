@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// How many broken promises are enough.
+/// How many broken promises are enough; in a broken build one.
 const ENOUGH: usize = 20;
 
 /// How many acquisitions by a heartbeat are enough in a broken build.
@@ -151,7 +151,7 @@ impl Run {
             let start = Instant::now();
             let tally = self.scenario(scenario);
             println!("{}", tally.row(scenario.name, start.elapsed()));
-            if tally.points < scenario.floor && self.failures < ENOUGH {
+            if tally.points < scenario.floor && !self.has_enough() {
                 println!("  fewer kill points than the floor, {}", scenario.floor);
                 self.failures += 1;
             }
@@ -163,7 +163,7 @@ impl Run {
                 self.failures += 1;
                 break;
             }
-            if self.failures >= ENOUGH {
+            if self.has_enough() {
                 println!("enough failures: the rest was left out");
                 break;
             }
@@ -178,6 +178,10 @@ impl Run {
             self.failures
         );
         self.failures == 0
+    }
+
+    fn has_enough(&self) -> bool {
+        self.failures >= if self.broken { 1 } else { ENOUGH }
     }
 
     /// Starts afresh, with nobody who is stuck.
@@ -270,7 +274,7 @@ impl Run {
                 }
                 new = true;
                 self.second_kills(&recorded, &left, second, &mut tally);
-                if self.failures >= ENOUGH {
+                if self.has_enough() {
                     return tally;
                 }
             }
@@ -307,7 +311,7 @@ impl Run {
             if let Err(fail) = done {
                 let point = recorded.trace.points()[at];
                 self.report(recorded.scenario, &format!("killed at {at}"), Some(point), &fail);
-                if self.failures >= ENOUGH {
+                if self.has_enough() {
                     break;
                 }
             }
@@ -356,7 +360,7 @@ impl Run {
                 let point = trace.points()[at];
                 let what = format!("{what} at {at}");
                 self.report(recorded.scenario, &what, Some(point), &fail);
-                if self.failures >= ENOUGH {
+                if self.has_enough() {
                     return;
                 }
             }

@@ -32,6 +32,10 @@ pub(crate) enum Do {
     Lock(Who),
     /// Takes a place in the queue and falls asleep.
     Queue(Who),
+    /// The owner takes the second lock as well.
+    LockOther(Who),
+    /// The same as `Queue`, at the second lock, behind the owner of both.
+    QueueOther(Who),
     Unlock(Who),
     /// Has been served.
     Got(Who),
@@ -151,7 +155,7 @@ const fn leg(wake: &'static [Do]) -> Leg {
     Leg { entry: &[], wake: Wake::By(wake) }
 }
 
-use Do::{Die, Got, Lock, Queue, Stop, Unlock};
+use Do::{Die, Got, Lock, LockOther, Queue, QueueOther, Stop, Unlock};
 use Who::{D, M, O, W1, W2, W3};
 
 /// All of them.
@@ -260,6 +264,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         floor: 924,
         before: &[Lock(D)],
         legs: &[Leg { entry: &[Queue(W1), Queue(W2)], wake: Wake::By(&[Die(D)]) }],
+        ..BASE
+    },
+    // The kernel wakes one of those who watch the dead, the first to have fallen
+    // asleep: the victim. It owes the wake to the other one.
+    Scenario {
+        name: "take over: one of a dead owner's two locks",
+        floor: 1000,
+        before: &[Lock(D), LockOther(D)],
+        legs: &[leg(&[QueueOther(W1), Die(D)])],
         ..BASE
     },
     Scenario {

@@ -7,7 +7,7 @@ use nix::libc::user_regs_struct;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, Pid, alarm, fork};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -216,6 +216,10 @@ pub(crate) struct Traced {
     gone: bool,
 }
 
+/// How many seconds a victim may take to a breakpoint, by the process's alarm
+/// clock.
+const LOST: u32 = 3;
+
 const FUTEX: u64 = nix::libc::SYS_futex as u64;
 const FUTEX_WAITV: u64 = nix::libc::SYS_futex_waitv as u64;
 const FCNTL: u64 = nix::libc::SYS_fcntl as u64;
@@ -414,8 +418,13 @@ impl Traced {
             }
             let original = self.read(address);
             self.write(address, original & !0xff | 0xcc)?;
+            // It may have gone another way, and sleep for as long as its heartbeat
+            // takes.
+            let left = alarm::set(LOST);
             ptrace::cont(self.pid, None).expect("continue");
-            self.wait_trap("a breakpoint")?;
+            let met = self.wait_trap("a breakpoint");
+            left.map_or_else(|| alarm::cancel(), alarm::set);
+            met.map_err(|fail| Fail::Diverged(fail.to_string()))?;
             if self.regs.rip != address + 1 {
                 return Err(Fail::Diverged(format!(
                     "stopped at {:#x} instead of {address:#x}",

@@ -45,6 +45,8 @@ pub(crate) struct World {
     holder: Option<Who>,
     /// In the order in which they came.
     waiting: Vec<Who>,
+    /// Who waits for the second lock, and how it is to get it.
+    other: Option<(Who, Got)>,
     stopped: BTreeSet<Who>,
     /// The process of every participant that was seen.
     known: BTreeMap<u64, u32>,
@@ -87,6 +89,7 @@ impl World {
             traced: None,
             holder: None,
             waiting: Vec::new(),
+            other: None,
             stopped: BTreeSet::new(),
             known: BTreeMap::new(),
             before,
@@ -153,6 +156,19 @@ impl World {
                 }
                 self.waiting.push(who);
             }
+            Do::LockOther(who) => {
+                let answer = self.actor(who).ask(Tell::LockOther)?;
+                if answer.got != Got::Lock {
+                    return wrong(format!("{who:?} takes a free lock, and got {:?}", answer.got));
+                }
+            }
+            Do::QueueOther(who) => {
+                let owner = self.holder.expect("the owner of both locks");
+                let dead = Got::Inherited(self.actor(owner).pid.as_raw() as u32);
+                self.actor(who).tell(Tell::LockOther)?;
+                self.until_asleep(self.actors[&who].pid, self.actors[&who].row)?;
+                self.other = Some((who, dead));
+            }
             Do::Unlock(who) => {
                 self.actor(who).ask(Tell::Unlock)?;
                 self.holder = None;
@@ -209,6 +225,7 @@ impl World {
             .waiting
             .iter()
             .filter(|who| self.traced != Some(**who))
+            .chain(self.other.iter().map(|(who, _)| who))
             .map(|who| self.actors[who].pid)
             .collect();
         // Somebody may have woken somebody who was looked at before.
@@ -380,6 +397,7 @@ impl World {
         for who in std::mem::take(&mut self.stopped) {
             kill(self.actors[&who].pid, Signal::SIGCONT).expect("continue");
         }
+        self.drain_other()?;
         let tries = scenario.tries && self.holder.is_none() && self.waiting.is_empty();
         self.newcomer(if tries { Tell::Try } else { Tell::Lock })?;
         if let Some(holder) = self.holder.take() {
@@ -416,6 +434,22 @@ impl World {
             self.actor(next).ask(Tell::Unlock)?;
             self.check_woken()?;
         }
+        Ok(())
+    }
+
+    /// Who waits for the second lock of a dead owner gets it.
+    fn drain_other(&mut self) -> Res<()> {
+        let Some((who, expect)) = self.other.take() else { return Ok(()) };
+        let start = Instant::now();
+        if who_answered(&[&self.actors[&who]], HANG).is_empty() {
+            return wrong(format!("{who:?} waits for the second lock, and does not get it"));
+        }
+        self.slow += usize::from(start.elapsed() > SLOW);
+        let answer = self.actor(who).answer()?;
+        if answer.got != expect {
+            return wrong(format!("{who:?} got {:?}, expected {expect:?}", answer.got));
+        }
+        self.actor(who).ask(Tell::Unlock)?;
         Ok(())
     }
 
