@@ -109,7 +109,8 @@ pub(super) fn sleep(
         (None, None) => return Err(Corrupted("the clock has run out")),
     };
     let all = [own, (life, watched.life), cancelled.map_or(own, Ticket::word)];
-    let words = if cancelled.is_some() { &all[..] } else { &all[..2] };
+    let watches_token = cancelled.is_some() && !active(Fault::LostCancel);
+    let words = if watches_token { &all[..] } else { &all[..2] };
     let slept = loop {
         // In every round, because a robust pthread mutex that is used in a
         // signal handler clears it.
@@ -117,7 +118,7 @@ pub(super) fn sleep(
             me.publish_watch(Some((life, watched.life)));
         }
         me.row().sleeps.add_one();
-        match futex::wait(words, until, interruptible) {
+        match futex::wait(words, until, interruptible && !active(Fault::Deaf)) {
             Ok(Woken::Look) => break Ok(Slept::Look),
             // EINTR: the place in the queue is kept, the deadline stands.
             Ok(Woken::Signal) => {

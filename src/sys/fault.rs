@@ -47,6 +47,10 @@ pub(crate) enum Fault {
     Usurping,
     /// Last in, first out.
     Lifo,
+    /// A sleeper does not have the kernel look at its token.
+    LostCancel,
+    /// An interruptible wait sleeps like any other.
+    Deaf,
     /// Unlocking releases the data, but its look at the queue may come before
     /// its store to the owner. (For loom: processors seldom show it.)
     WeakUnlock,
@@ -78,6 +82,8 @@ mod chosen {
         ("told_again", Fault::ToldAgain),
         ("usurping", Fault::Usurping),
         ("lifo", Fault::Lifo),
+        ("lost_cancel", Fault::LostCancel),
+        ("deaf", Fault::Deaf),
         ("weak_unlock", Fault::WeakUnlock),
     ];
 

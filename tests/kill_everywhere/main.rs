@@ -9,6 +9,9 @@
 //!
 //! An argument selects the operations whose names contain it; `--first` leaves
 //! the recoveries alone.
+//!
+//! With `--signals` nobody is killed: the victim gets a signal at each of these
+//! points, and goes on. That is in `signals.rs`; `--at=N` repeats point `N`.
 
 #[path = "../kit/mod.rs"]
 mod kit;
@@ -23,6 +26,8 @@ mod run;
 mod scenario;
 #[cfg(target_arch = "x86_64")]
 mod trace;
+#[cfg(target_arch = "x86_64")]
+mod victim;
 #[cfg(target_arch = "x86_64")]
 mod world;
 
@@ -67,7 +72,10 @@ mod start {
             _ => Effort::Usual,
         };
         let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-        let well = Run::new(effort).all(filter.as_deref().unwrap_or(""));
+        let filter = filter.as_deref().unwrap_or("");
+        let signals = std::env::args().any(|arg| arg == "--signals");
+        let run = Run::new(effort);
+        let well = if signals { run.signals(filter) } else { run.all(filter) };
         std::process::exit(i32::from(!well));
     }
 

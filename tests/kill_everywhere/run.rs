@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+#[path = "signals.rs"]
+mod signals;
+
 /// How many broken promises are enough; in a broken build one.
 const ENOUGH: usize = 20;
 
@@ -229,8 +232,8 @@ impl Run {
         println!("FAILED \"{}\", {what}{place}: {fail}", scenario.name);
     }
 
-    fn scenario(&mut self, scenario: &Scenario) -> Tally {
-        let mut tally = Tally::default();
+    /// What the operation consists of, as a rule; `None` if it fails.
+    fn usual<'a>(&mut self, scenario: &'a Scenario) -> Option<Recorded<'a>> {
         // The clock has its moods (a loop more, if its page is just being
         // updated): what counts is the shortest way, if it is a usual one.
         let mut recorded: Option<Recorded> = None;
@@ -239,7 +242,7 @@ impl Run {
                 Ok(again) => again,
                 Err(fail) => {
                     self.report(scenario, "the undisturbed run", None, &fail);
-                    return tally;
+                    return None;
                 }
             };
             let usual = recorded.as_ref().is_some_and(|r| r.trace.points() == again.trace.points());
@@ -250,7 +253,12 @@ impl Run {
                 break;
             }
         }
-        let Some(recorded) = recorded else { return tally };
+        recorded
+    }
+
+    fn scenario(&mut self, scenario: &Scenario) -> Tally {
+        let mut tally = Tally::default();
+        let Some(recorded) = self.usual(scenario) else { return tally };
         let lefts = self.first_kills(&recorded, &mut tally);
         if self.effort == Effort::First {
             tally.images = lefts.len();
@@ -387,20 +395,20 @@ fn place(point: Point) -> String {
 }
 
 /// Steps from where the victim is to point `to`, or to the end, and notes every
-/// point.
+/// point. Returns how many sleeps it began.
 fn walk(
     world: &mut World,
     recorded: &mut Recorded,
     victim: &mut Traced,
     to: Option<usize>,
-) -> Res<()> {
-    let mut legs = recorded.scenario.legs.iter();
+) -> Res<usize> {
+    let mut begun = 0;
     let interjection = recorded.interjection();
     recorded.note(world, victim);
     loop {
         let at = recorded.trace.last();
         if to == Some(at) {
-            return Ok(());
+            return Ok(begun);
         }
         if let Some((when, acts)) = interjection
             && when == at
@@ -408,14 +416,17 @@ fn walk(
             world.act(acts)?;
         }
         if victim.at_end() {
-            return Ok(());
+            return Ok(begun);
         }
         if !victim.about_to_wait() {
             victim.step()?;
             recorded.note(world, victim);
             continue;
         }
-        let Some(leg) = legs.next() else { return wrong("the victim sleeps once too often") };
+        let Some(leg) = recorded.scenario.legs.get(begun) else {
+            return wrong("the victim sleeps once too often");
+        };
+        begun += 1;
         world.act(leg.entry)?;
         let beyond = to.is_some_and(|to| to > at + 1);
         if beyond && matches!(leg.wake, Wake::Timeout) {
@@ -426,13 +437,16 @@ fn walk(
             recorded.note(world, victim);
             continue;
         }
+        if recorded.scenario.op == Op::Interruptible {
+            victim.postpone()?;
+        }
         victim.step()?;
         recorded.note(world, victim);
         if !matches!(victim.point, Point::Asleep(_)) {
             return wrong("the victim does not fall asleep");
         }
         if to == Some(recorded.trace.last()) {
-            return Ok(());
+            return Ok(begun);
         }
         if let Wake::By(acts) = leg.wake {
             world.act(acts)?;
@@ -485,14 +499,14 @@ fn find_moment(world: &mut World, scenario: &Scenario, when: When) -> Res<usize>
     Ok(if when == When::BeforeOwner { at - 1 } else { at })
 }
 
-/// Brings a new victim to point `to`.
+/// Brings a new victim to point `to`. Returns how many sleeps it began.
 fn advance(
     world: &mut World,
     recorded: &Recorded,
     victim: &mut Traced,
     to: usize,
     how: How,
-) -> Res<()> {
+) -> Res<usize> {
     if how == How::Steps {
         let mut again = Recorded {
             scenario: recorded.scenario,
@@ -503,14 +517,15 @@ fn advance(
         return walk(world, &mut again, victim, Some(to));
     }
     let trace = &recorded.trace;
-    let mut legs = recorded.scenario.legs.iter();
+    let mut begun = 0;
     let mut interjection = recorded.interjection();
     let mut at = 0;
     loop {
         let sleep = trace.sleep_from(at);
         let stop = [sleep, interjection.map(|(when, _)| when)].into_iter().flatten().min();
         let Some(stop) = stop.filter(|stop| *stop < to) else {
-            return victim.go(trace, at, to, how);
+            victim.go(trace, at, to, how)?;
+            return Ok(begun);
         };
         victim.go(trace, at, stop, how)?;
         victim.must_be_at(trace.points()[stop])?;
@@ -522,17 +537,22 @@ fn advance(
             at = stop;
             continue;
         }
-        let leg = legs.next().expect("it slept as often when it was recorded");
+        // It slept as often when it was recorded.
+        let leg = recorded.scenario.legs[begun];
+        begun += 1;
         world.act(leg.entry)?;
         let asleep = stop + 1;
         match leg.wake {
             Wake::Timeout if to > asleep => victim.expire()?,
             _ => {
+                if recorded.scenario.op == Op::Interruptible {
+                    victim.postpone()?;
+                }
                 victim.step()?;
             }
         }
         if to == asleep {
-            return Ok(());
+            return Ok(begun);
         }
         if let Wake::By(acts) = leg.wake {
             world.act(acts)?;

@@ -1,13 +1,4 @@
-//! What is killed, and where the others stand meanwhile.
-
-use crate::actor::open_or_create;
-use crate::kit::Board;
-use crate::trace::marker;
-use heirlock::Segment;
-use std::hint::black_box;
-use std::mem::forget;
-use std::path::Path;
-use std::time::Duration;
+//! What is killed, or gets a signal, and where the others stand meanwhile.
 
 /// The others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +57,8 @@ pub(crate) enum Op {
     Lock,
     Timed,
     Try,
+    Cancellable,
+    Interruptible,
     /// Of a lock that it took before the start marker.
     Unlock,
     Attach,
@@ -131,7 +124,7 @@ pub(crate) struct Scenario {
     pub(crate) floor: usize,
 }
 
-const BASE: Scenario = Scenario {
+pub(crate) const BASE: Scenario = Scenario {
     name: "",
     before: &[],
     after: &[],
@@ -151,7 +144,7 @@ const ASIDE: Scenario =
     Scenario { op: Op::OpenOrCreate, owns: (false, false), place: Place::Segment, ..BASE };
 
 /// A sleep that others end.
-const fn leg(wake: &'static [Do]) -> Leg {
+pub(crate) const fn leg(wake: &'static [Do]) -> Leg {
     Leg { entry: &[], wake: Wake::By(wake) }
 }
 
@@ -378,82 +371,3 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..ASIDE
     },
 ];
-
-/// A deadline that is later than anything the victim does before it sleeps,
-/// and earlier than a sleeper's heartbeat.
-const TIMEOUT: Duration = Duration::from_millis(800);
-
-/// The victim's part: prepares itself, and does its operation between two
-/// markers. In `segment`, or in its own at `path`.
-pub(crate) fn play(op: Op, segment: &Segment<Board>, path: &Path) {
-    let lock = &segment.locks[0];
-    match op {
-        Op::Lock => {
-            segment.attach().expect("attach");
-            marker();
-            let guard = black_box(lock.lock());
-            marker();
-            forget(guard);
-        }
-        Op::Timed => {
-            segment.attach().expect("attach");
-            marker();
-            let guard = black_box(lock.try_lock_for(TIMEOUT));
-            marker();
-            forget(guard);
-        }
-        Op::Try => {
-            segment.attach().expect("attach");
-            marker();
-            let guard = black_box(lock.try_lock());
-            marker();
-            forget(guard);
-        }
-        Op::Unlock => {
-            let guard = lock.lock();
-            marker();
-            drop(black_box(guard));
-            marker();
-        }
-        Op::Attach => {
-            marker();
-            let me = black_box(segment.attach());
-            marker();
-            me.expect("attach");
-        }
-        Op::OpenOrCreate => {
-            marker();
-            let own = black_box(open_or_create(path));
-            marker();
-            forget(own);
-        }
-        Op::Open => {
-            marker();
-            let own = black_box(Segment::<Board>::open(path));
-            marker();
-            forget(own);
-        }
-        Op::Join => {
-            let own = Segment::<Board>::open(path).expect("open");
-            marker();
-            let me = black_box(own.attach());
-            marker();
-            forget((own, me));
-        }
-        Op::OpenAndJoin => {
-            marker();
-            let own = black_box(open_or_create(path));
-            let me = black_box(own.as_ref().map(|own| own.attach().is_ok()).ok());
-            marker();
-            assert_eq!(me, Some(true), "open and join: {own:?}");
-            forget(own);
-        }
-        Op::Close => {
-            let own = Segment::<Board>::open(path).expect("open");
-            own.attach().expect("attach");
-            marker();
-            drop(black_box(own));
-            marker();
-        }
-    }
-}

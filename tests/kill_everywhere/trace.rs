@@ -220,8 +220,12 @@ pub(crate) struct Traced {
 /// clock.
 const LOST: u32 = 3;
 
+/// What is sent to a victim that shall not die of it.
+pub(crate) const SIGNAL: Signal = Signal::SIGUSR1;
+
 const FUTEX: u64 = nix::libc::SYS_futex as u64;
 const FUTEX_WAITV: u64 = nix::libc::SYS_futex_waitv as u64;
+const SIGRETURN: u64 = nix::libc::SYS_rt_sigreturn as u64;
 const FCNTL: u64 = nix::libc::SYS_fcntl as u64;
 
 impl Traced {
@@ -396,16 +400,102 @@ impl Traced {
         Err(Fail::Diverged(format!("{:x?} instead of {point:x?}", self.point)))
     }
 
-    /// Whether it is about to sleep in `futex_waitv`.
+    /// Whether it is about to sleep in a futex call.
     pub(crate) fn about_to_wait(&self) -> bool {
-        self.point == Point::Entry(FUTEX_WAITV)
+        match self.point {
+            Point::Entry(number @ (FUTEX | FUTEX_WAITV)) => self.may_sleep(number),
+            _ => false,
+        }
     }
 
-    /// At the entry of `futex_waitv`: has its deadline lie in the past.
-    pub(crate) fn expire(&mut self) -> Res<()> {
+    /// At the entry of a futex call: has its deadline lie in the past.
+    pub(crate) fn expire(&self) -> Res<()> {
+        self.set_deadline(0, 1)
+    }
+
+    /// At the entry of a futex call: has its deadline lie where nobody lives to
+    /// see it.
+    pub(crate) fn postpone(&self) -> Res<()> {
+        self.set_deadline(1 << 32, 0)
+    }
+
+    /// Both futex calls have it in the same register.
+    fn set_deadline(&self, seconds: i64, nanoseconds: i64) -> Res<()> {
         let deadline = self.regs.r10;
-        self.write(deadline, 0)?;
-        self.write(deadline + 8, 1)
+        self.write(deadline, seconds)?;
+        self.write(deadline + 8, nanoseconds)
+    }
+
+    /// A number in its memory: one that was there when it was forked.
+    pub(crate) fn peek<T>(&self, number: &T) -> i64 {
+        self.read(core::ptr::from_ref(number).addr() as u64)
+    }
+
+    /// Sends it the signal that [`Traced::deliver`] delivers. Asleep, it wakes
+    /// up, and is then at the exit of its system call.
+    pub(crate) fn signal(&mut self) -> Res<()> {
+        kill(self.pid, SIGNAL).expect("signal");
+        if let Point::Asleep(number) = self.point {
+            self.point = self.exit_of(number)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on until the signal is about to be delivered: at once, or at the end
+    /// of its system call.
+    pub(crate) fn deliver(&mut self) -> Res<()> {
+        loop {
+            ptrace::syscall(self.pid, None).expect("to the delivery of a signal");
+            match self.wait_stop()? {
+                WaitStatus::Stopped(_, SIGNAL) => break,
+                WaitStatus::PtraceSyscall(_) => {}
+                other => return wrong(format!("instead of the delivery of a signal: {other:?}")),
+            }
+        }
+        self.point = Point::At(self.regs.rip);
+        Ok(())
+    }
+
+    /// Goes on through the handler of the signal that is being delivered.
+    pub(crate) fn handle(&mut self) -> Res<()> {
+        let mut signal = Some(SIGNAL);
+        while !matches!(self.point, Point::Exit(SIGRETURN, _)) {
+            if self.run(signal.take())? {
+                return wrong("a marker in a handler");
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next system call, its sleep or end, or marker; first
+    /// through the handler of the signal that is being delivered, if one is.
+    /// `true` at a marker.
+    pub(crate) fn run(&mut self, signal: Option<Signal>) -> Res<bool> {
+        let call = match self.point {
+            Point::Entry(number) | Point::Asleep(number) => Some(number),
+            Point::At(_) | Point::Exit(..) => None,
+        };
+        if !matches!(self.point, Point::Asleep(_)) {
+            let may_sleep = call.is_some_and(|number| self.may_sleep(number));
+            ptrace::syscall(self.pid, signal).expect("to the next system call");
+            if let Some(number) = call
+                && may_sleep
+                && self.falls_asleep()?
+            {
+                self.point = Point::Asleep(number);
+                return Ok(false);
+            }
+        }
+        self.point = match (self.wait_stop()?, call) {
+            (WaitStatus::PtraceSyscall(_), None) => Point::Entry(self.regs.orig_rax),
+            (WaitStatus::PtraceSyscall(_), Some(number)) => Point::Exit(number, self.regs.rip),
+            (WaitStatus::Stopped(_, Signal::SIGTRAP), None) => {
+                self.point = Point::At(self.regs.rip);
+                return Ok(true);
+            }
+            (other, _) => return wrong(format!("instead of a system call: {other:?}")),
+        };
+        Ok(false)
     }
 
     /// Goes on until it has met the instruction at `address` for the `hits`th
@@ -423,7 +513,7 @@ impl Traced {
             let left = alarm::set(LOST);
             ptrace::cont(self.pid, None).expect("continue");
             let met = self.wait_trap("a breakpoint");
-            left.map_or_else(|| alarm::cancel(), alarm::set);
+            left.map_or_else(alarm::cancel, alarm::set);
             met.map_err(|fail| Fail::Diverged(fail.to_string()))?;
             if self.regs.rip != address + 1 {
                 return Err(Fail::Diverged(format!(

@@ -3,8 +3,9 @@
 use crate::actor::{Actor, Answer, Got, INITIAL, Tell, who_answered};
 use crate::image::{Image, Peek, Raw, Robust, image, robust_head};
 use crate::kit::{Board, HANG, TempPath, until};
-use crate::scenario::{Do, Op, Place, Scenario, Who, play};
+use crate::scenario::{Do, Op, Place, Scenario, Who};
 use crate::trace::{Fail, Point, Res, Traced, process_state, sleeps_in_futex, wrong};
+use crate::victim::play;
 use heirlock::{Segment, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -339,6 +340,27 @@ impl World {
         Ok(())
     }
 
+    /// Has `who` unlock, up to where it must wait for the guard of the queue.
+    pub(crate) fn begin_unlock(&mut self, who: Who) -> Res<()> {
+        self.actor(who).tell(Tell::Unlock)?;
+        let pid = self.actor(who).pid;
+        until("who unlocks has done so, or waits", || process_state(pid) == b'S');
+        Ok(())
+    }
+
+    /// And to the end.
+    pub(crate) fn end_unlock(&mut self, who: Who) -> Res<()> {
+        self.actor(who).answer()?;
+        self.holder = None;
+        Ok(())
+    }
+
+    /// Whether those alone queue who wait.
+    pub(crate) fn only_waiters_queue(&self) -> bool {
+        let waits = |row| self.waiting.iter().any(|who| self.actors[who].row == row);
+        self.peek.raw().queue().is_some_and(|queue| queue.into_iter().all(waits))
+    }
+
     /// The traced waiter, which keeps its place in the queue.
     pub(crate) fn take_second(&mut self) -> Option<Traced> {
         self.second.take().map(|(_, second)| second)
@@ -362,12 +384,14 @@ impl World {
 
     /// Whoever has handed over has woken the one who now owns the lock: it does
     /// not sleep on until its heartbeat.
-    fn check_woken(&self) -> Res<()> {
-        let raw = self.peek.raw();
-        for who in &self.waiting {
+    pub(crate) fn check_woken(&self) -> Res<()> {
+        for who in self.waiting.iter().filter(|who| !self.stopped.contains(who)) {
             let actor = &self.actors[who];
-            let granted = raw.row(actor.row).is_some_and(|row| row.granted());
-            if granted && sleeps_in_futex(actor.pid) {
+            // In this order: before it sleeps the row may say how an earlier
+            // wait ended.
+            let sleeps = sleeps_in_futex(actor.pid);
+            let granted = self.peek.raw().row(actor.row).is_some_and(|row| row.granted());
+            if granted && sleeps {
                 return wrong(format!("{who:?} was granted the lock, and nobody woke it"));
             }
         }
