@@ -118,6 +118,10 @@ impl Recorded<'_> {
         if !matches!(victim.point, Point::At(_)) {
             world.settle();
         }
+        if let Some(first) = self.trace.look_of_the_clock(victim.point) {
+            self.trace.truncate(first);
+            self.images.truncate(first);
+        }
         self.trace.push(victim.point);
         self.images.push(world.image(self.scenario.op, victim.pid));
     }

@@ -9,7 +9,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, alarm, fork};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 /// Why a run did not come to its end.
 #[derive(Debug)]
@@ -108,6 +110,26 @@ impl Trace {
         self.points.push(point);
     }
 
+    /// Where `point` was met before in the code of the clock that the kernel maps
+    /// into every process, since that was entered. It looks again whenever the
+    /// time is updated under its eyes, which happens all the time to who goes
+    /// step by step, and hardly ever to others.
+    pub(crate) fn look_of_the_clock(&self, point: Point) -> Option<usize> {
+        let in_clock = |point: &Point| matches!(point, Point::At(rip) if clock().contains(rip));
+        let inside = self.points.iter().rev().take_while(|point| in_clock(point)).count();
+        let entered = self.points.len() - inside;
+        let before = self.points[entered..].iter().position(|before| *before == point)?;
+        Some(entered + before)
+    }
+
+    /// Forgets the points from `at` on.
+    pub(crate) fn truncate(&mut self, at: usize) {
+        self.points.truncate(at);
+        for met in self.met.values_mut() {
+            met.truncate(met.partition_point(|other| *other < at));
+        }
+    }
+
     pub(crate) fn points(&self) -> &[Point] {
         &self.points
     }
@@ -153,6 +175,20 @@ impl Trace {
         }
         (best.0, best.1)
     }
+}
+
+/// Where the kernel has mapped the code of the clock: in this process, and so in
+/// all that are forked from it.
+fn clock() -> &'static Range<u64> {
+    static CLOCK: OnceLock<Range<u64>> = OnceLock::new();
+    CLOCK.get_or_init(|| {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+        let line = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap_or_default();
+        let (start, end) =
+            line.split(' ').next().and_then(|r| r.split_once('-')).unwrap_or(("", ""));
+        let number = |text| u64::from_str_radix(text, 16).unwrap_or(0);
+        number(start)..number(end)
+    })
 }
 
 /// The marker that begins and ends an operation.
