@@ -1,6 +1,7 @@
 //! The command line, and the help that teaches it.
 
 use crate::shared::MAX_WORKERS;
+use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -15,6 +16,10 @@ Examples:
   shm-demo counter --path /dev/shm/demo --increments 100000000 &
   shm-demo inspect /dev/shm/demo
       Who holds the lock and who waits, while it runs.
+
+  shm-demo storm --timeouts --stops --plot storm.svg
+      30 seconds of signals, timeouts, cancellations, stops and kills: shows that
+      nobody sleeps on and nobody is served out of turn.
 
 Exit codes:
   0  everything held
@@ -87,6 +92,77 @@ There must be nothing at that path: two runs are never mixed, and nothing is
 overwritten. (A run that was itself killed with SIGKILL leaves its segment
 behind; remove it.)";
 
+const STORM: &str = "\
+Starts worker processes (this program again) of four threads each, that acquire
+three locks in every way there is: waiting, cancellable, interruptible, and with
+--timeouts for a limited time. First they are left alone for 4 seconds; then comes the
+storm: ordinary and real-time signals, cancellations by the parent and by signal
+handlers, with --stops SIGSTOP and SIGCONT, and SIGKILL with a new worker in place of
+each that is killed. Who owns a lock increments counters, so that a kill leaves
+them torn, and its heir repairs them.
+
+Two things must not happen. Nobody may sleep on: a watchdog, which takes part in
+nothing, looks ten times a second for a thread that has been asleep for 2 seconds
+while the lock that it waits for is free, or belongs to a dead thread, or to itself;
+if there is one the segment is shown and the run ends. And nobody may be served out
+of turn: each owner writes down who waits as it leaves, the next one marks those who
+stood before it, and whoever is served in a wait in which it was marked says so. At
+the end no count may be lost.";
+
+const STORM_MORE: &str = "\
+What is reported (with --json under these names, in one object on the last line):
+  outcome               held, failed, interrupted; or error, with the field error alone
+  failures              what did not hold, in words
+  path                  where the segment was
+  restart               which handlers were installed with SA_RESTART: never, always, mixed
+  workers               processes at a time
+  threads               threads at a time, in all of them
+  seconds               how long the storm was
+  signals_sent          signals that the kernel took, not counting stops and kills
+  signals_per_second    how many that are; a warning says so if it is much less than
+  signals_per_second_asked   --signals-per-second
+  handlers_run          how often a handler ran. Fewer than were sent: ordinary signals
+                        that come together are one, and those of the killed are gone
+  eintr_observed        how many sleeps in a wait for a lock ended with EINTR, as the
+                        library counts them
+  acquisitions          how often a lock was acquired
+  handovers             how many of these by a thread that had to queue: it slept for
+                        the lock, or the owner before had seen it in the queue
+  timeouts              waits that ended because their time was over
+  cancellations         waits that ended because their token was cancelled
+  interrupted           waits that ended because a handler ran, and were to
+  kills                 how often a running worker was killed with SIGKILL by this program
+  kills_from_outside    workers that somebody else killed with SIGKILL
+  stops                 how often a worker was stopped for a few milliseconds
+  inherited             how often a worker got a lock from a dead owner, and was told
+  repaired              how often the dead owner had left the data torn
+  order_inversions      how often somebody was served out of turn; must be 0
+  order_checked         acquisitions before which the queue was known and not empty
+  lost_wakeups          waiters found asleep with nothing left to wait for; must be 0
+  longest_wait_us       the longest time after which a lock was acquired, in microseconds
+  locks                 for each lock its offset in the segment, and how long it was
+                        waited for, in the calm and in the storm: acquisitions, p50_us,
+                        p99_us, p999_us (to 3%), max_us
+
+All but order_inversions, order_checked and lost_wakeups, which are of the calm as
+well, are of the storm alone. What a worker did
+just before it was killed may be missing from what it counts.
+
+--plot draws, for the calm and for the storm, which share of the acquisitions waited
+longer than a time: a thick line for all locks, a thin one for each.
+
+Examples:
+  shm-demo storm
+  shm-demo storm --no-restart --seconds 300 --json | tail -n 1
+  shm-demo storm --timeouts --stops --kills-per-second 20 --plot storm.svg";
+
+const STORM_PATH: &str = "\
+Where to create the segment; removed at the end
+
+[default: /dev/shm/heirlock-storm-PID]
+
+There must be nothing at that path.";
+
 const INSPECT: &str = "\
 Shows a segment of any program: its header, who takes part, and for each lock the
 owner and the queue, in the order in which it will be served. Nothing is locked
@@ -137,6 +213,12 @@ pub(crate) enum Command {
     /// Show who takes part in a segment, who owns its locks, and who waits
     #[command(long_about = INSPECT, after_long_help = INSPECT_MORE)]
     Inspect(InspectArgs),
+    /// Signals, timeouts, cancellations, stops and kills, and nobody sleeps on
+    #[command(long_about = STORM, after_long_help = STORM_MORE)]
+    Storm(StormArgs),
+    /// One of the processes that `storm` starts
+    #[command(hide = true)]
+    StormWorker(StormWorkerArgs),
     /// One of the processes that `counter` starts
     #[command(hide = true)]
     Worker(WorkerArgs),
@@ -166,6 +248,89 @@ pub(crate) struct CounterArgs {
     /// Print one JSON object as the last line, instead of the summary
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StormArgs {
+    /// How long the storm is, after 4 seconds of calm
+    #[arg(long, value_name = "N", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) seconds: u32,
+
+    /// How many worker processes run at a time
+    #[arg(long, value_name = "N", default_value_t = 6,
+          value_parser = clap::value_parser!(u32).range(1..=storm::MAX_WORKERS as i64))]
+    pub(crate) workers: u32,
+
+    /// How many signals are sent, as far as the machine can
+    #[arg(long, value_name = "N", default_value_t = 20_000,
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub(crate) signals_per_second: u32,
+
+    /// Install every handler without SA_RESTART
+    #[arg(long, conflicts_with_all = ["always_restart", "mixed"])]
+    no_restart: bool,
+
+    /// Install every handler with SA_RESTART
+    #[arg(long = "restart", id = "always_restart", conflicts_with = "mixed")]
+    always_restart: bool,
+
+    /// Install every other kind of handler with SA_RESTART; this is the default
+    #[arg(long)]
+    mixed: bool,
+
+    /// How many workers are killed
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(crate) kills_per_second: u32,
+
+    /// Wait for a limited time, too
+    #[arg(long)]
+    pub(crate) timeouts: bool,
+
+    /// Stop workers for a few milliseconds, too
+    #[arg(long)]
+    pub(crate) stops: bool,
+
+    /// Print one JSON object as the last line, instead of the summary
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Draw how long the waits were, with and without the storm
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+
+    /// Fail if fewer sleeps in a wait were ended by EINTR
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) floor_eintr: u64,
+
+    /// Where to create the segment; removed at the end
+    #[arg(long, value_name = "PATH", long_help = STORM_PATH)]
+    pub(crate) path: Option<PathBuf>,
+}
+
+impl StormArgs {
+    pub(crate) fn restart(&self) -> Restart {
+        match (self.no_restart, self.always_restart) {
+            (true, _) => Restart::Never,
+            (_, true) => Restart::Always,
+            _ => Restart::Mixed,
+        }
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct StormWorkerArgs {
+    /// The file of the segment
+    pub(crate) path: PathBuf,
+    /// Which of the workers this is, from 0 on
+    pub(crate) slot: usize,
+    /// The process that started it
+    pub(crate) parent: u32,
+    /// Which handlers have SA_RESTART
+    pub(crate) restart: Restart,
+    #[arg(long)]
+    pub(crate) timeouts: bool,
 }
 
 #[derive(Args)]

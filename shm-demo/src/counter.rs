@@ -2,18 +2,19 @@
 //! left.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
+use crate::Result;
 use crate::cli::CounterArgs;
 use crate::crew::Crew;
 use crate::ledger::Book;
 use crate::report::Report;
+use crate::segment_file::SegmentFile;
 use crate::shared::{self, Shared};
 use crate::signals::Signals;
-use crate::{Result, about_path};
-use heirlock::{MutexGuard, Segment, SegmentError, Snapshot};
+use heirlock::{MutexGuard, Segment, Snapshot};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitCode, ExitStatus};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::sleep;
@@ -34,8 +35,9 @@ pub(crate) fn run(args: &CounterArgs) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     // Dropped in the reverse order, also when this panics: first the workers
     // end, then the segment goes.
-    let (file, segment) = SegmentFile::create(args)?;
-    let crew = Crew::new(file.0.clone(), args.workers);
+    let create = |path: &Path| shared::create(path, args.workers, args.increments);
+    let (file, segment) = SegmentFile::create(args.path.as_deref(), "counter", create)?;
+    let crew = Crew::new("worker", &file.0, args.workers, &[]);
     let start = Instant::now();
     let mut run = Run {
         args,
@@ -56,55 +58,6 @@ pub(crate) fn run(args: &CounterArgs) -> Result<ExitCode> {
         _ if report.held() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
-}
-
-/// The name of the segment, which is removed at the end.
-struct SegmentFile(PathBuf);
-
-impl SegmentFile {
-    fn create(args: &CounterArgs) -> Result<(Self, Segment<Shared>)> {
-        let create = |path: &Path| shared::create(path, args.workers, args.increments);
-        if let Some(path) = &args.path {
-            return match create(path) {
-                Ok(segment) => Ok((Self(path.clone()), segment)),
-                Err(SegmentError::AlreadyExists { path }) => Err(format!(
-                    "{} exists already, perhaps from an earlier run; two runs are never \
-                     mixed: remove it, or choose another path",
-                    path.display()
-                )
-                .into()),
-                Err(SegmentError::NotFound { path }) => Err(format!(
-                    "{}: no file can be created there; does the directory exist?",
-                    path.display()
-                )
-                .into()),
-                Err(error) => Err(about_path(path, &error).into()),
-            };
-        }
-        // A run of the same PID may have been killed, or may be at work in
-        // another PID namespace.
-        let mut path = PathBuf::from(format!("/dev/shm/heirlock-counter-{}", std::process::id()));
-        let mut tries = 0;
-        loop {
-            match create(&path) {
-                Ok(segment) => return Ok((Self(path), segment)),
-                Err(SegmentError::AlreadyExists { .. }) if tries < 100 => {
-                    tries += 1;
-                    let name = format!("heirlock-counter-{}-{tries}", std::process::id());
-                    path.set_file_name(name);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-impl Drop for SegmentFile {
-    fn drop(&mut self) {
-        if let Err(error) = Segment::unlink(&self.0) {
-            eprintln!("shm-demo: cannot remove the segment: {error}");
-        }
-    }
 }
 
 /// How a run came to its end.

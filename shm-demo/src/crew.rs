@@ -2,11 +2,15 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// The workers, each in its place. Dropping it kills and reaps them all.
 pub(crate) struct Crew {
+    /// The subcommand that is a worker's, and what it is told besides where the
+    /// segment is, which place is its own, and who started it.
+    role: &'static str,
+    more: Vec<String>,
     path: PathBuf,
     /// `None` where a worker has ended, and has been reaped.
     places: Vec<Option<Child>>,
@@ -14,8 +18,9 @@ pub(crate) struct Crew {
 
 impl Crew {
     /// A crew for the segment at `path`, of nobody so far.
-    pub(crate) fn new(path: PathBuf, workers: u32) -> Self {
-        Self { path, places: (0..workers).map(|_| None).collect() }
+    pub(crate) fn new(role: &'static str, path: &Path, workers: u32, more: &[&str]) -> Self {
+        let more = more.iter().map(ToString::to_string).collect();
+        Self { role, more, path: path.to_path_buf(), places: (0..workers).map(|_| None).collect() }
     }
 
     /// Starts a worker in the place `slot`, which is empty.
@@ -23,10 +28,11 @@ impl Crew {
         // Not by its name: that may be another program by now.
         let child = Command::new("/proc/self/exe")
             .arg0("shm-demo")
-            .arg("worker")
+            .arg(self.role)
             .arg(&self.path)
             .arg(slot.to_string())
             .arg(std::process::id().to_string())
+            .args(&self.more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()?;
@@ -37,6 +43,12 @@ impl Crew {
     /// The places in which a worker runs, as far as is known.
     pub(crate) fn running(&self) -> Vec<usize> {
         (0..self.places.len()).filter(|slot| self.places[*slot].is_some()).collect()
+    }
+
+    /// The worker in place `slot`. Its ID is nobody else's as long as the crew is
+    /// borrowed, which alone reaps it.
+    pub(crate) fn pid(&self, slot: usize) -> Option<i32> {
+        self.places[slot].as_ref().map(|child| child.id() as i32)
     }
 
     /// Kills the worker in place `slot` and reaps it. How it ended says whether

@@ -156,6 +156,11 @@ impl Ledger {
     /// Adds one on behalf of the worker in place `slot`, in a way that a kill
     /// tears as often as possible.
     pub(crate) fn increment(&mut self, slot: usize) {
+        self.increment_slowly(slot, || ());
+    }
+
+    /// The same with a pause in the middle.
+    pub(crate) fn increment_slowly(&mut self, slot: usize, pause: impl Fn()) {
         self.journal.slot = slot as u64;
         self.journal.count = self.counts[0];
         self.journal.tally = self.tallies[slot];
@@ -170,6 +175,9 @@ impl Ledger {
             }
             self.counts[copy] = next;
             settle(self);
+            if copy == COPIES / 2 {
+                pause();
+            }
         }
         self.tallies[slot] += 1;
         settle(self);

@@ -1,6 +1,7 @@
-//! Two demonstrations of heirlock: `counter` has processes share a lock and
-//! kills them while they do; `inspect` shows what is in a segment, also when
-//! everything in it is stuck.
+//! Demonstrations of heirlock: `counter` has processes share a lock and kills
+//! them while they do; `storm` has them share several, under signals, timeouts,
+//! cancellations, stops and kills; `inspect` shows what is in a segment, also
+//! when everything in it is stuck.
 
 mod cli;
 mod counter;
@@ -9,8 +10,10 @@ mod inspect;
 mod ledger;
 mod order;
 mod report;
+mod segment_file;
 mod shared;
 mod signals;
+mod storm;
 mod worker;
 
 use clap::Parser;
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
     let (json, result) = match Cli::parse().command {
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
+        Command::Storm(args) => (args.json, storm::run(&args)),
+        Command::StormWorker(args) => (false, storm::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Worker(args) => (false, worker::run(&args).map(|()| ExitCode::SUCCESS)),
     };
     result.unwrap_or_else(|error| {
