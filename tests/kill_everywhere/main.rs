@@ -8,7 +8,8 @@
 //! that makes a difference, or with `HEIRLOCK_LONG=1` at every instruction.
 //!
 //! An argument selects the operations whose names contain it; `--first` leaves
-//! the recoveries alone.
+//! the recoveries alone. Their kills can be divided among runs: with
+//! `HEIRLOCK_SHARD=1/10` one does every tenth, with `2/10` another one the next.
 //!
 //! With `--signals` nobody is killed: the victim gets a signal at each of these
 //! points, and goes on. That is in `signals.rs`; `--at=N` repeats point `N`.

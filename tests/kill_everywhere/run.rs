@@ -84,6 +84,7 @@ pub(crate) struct Run {
     slow: usize,
     failures: usize,
     effort: Effort,
+    shard: Shard,
     /// Whether the build is broken on purpose.
     broken: bool,
     /// The images from which a recovery has been killed, and what recovered.
@@ -101,6 +102,30 @@ pub(crate) enum Effort {
     Usual,
     /// Who recovers, too, at every instruction.
     Long,
+}
+
+/// A part of the kills of recoveries, of so many parts that are the same size:
+/// every how manieth instruction.
+#[derive(Clone, Copy, Debug)]
+struct Shard {
+    part: usize,
+    parts: usize,
+}
+
+impl Shard {
+    /// `HEIRLOCK_SHARD=3/10`, say; all if it is not set.
+    fn wanted() -> Self {
+        let Ok(wanted) = std::env::var("HEIRLOCK_SHARD") else { return Self { part: 1, parts: 1 } };
+        let numbers = wanted.split_once('/').and_then(|(part, parts)| {
+            Some(Self { part: part.parse().ok()?, parts: parts.parse().ok()? })
+        });
+        let shard = numbers.filter(|shard| (1..=shard.parts).contains(&shard.part));
+        shard.unwrap_or_else(|| panic!("HEIRLOCK_SHARD={wanted} is no part, as 1/10 is"))
+    }
+
+    fn has(self, at: usize) -> bool {
+        at % self.parts == self.part - 1
+    }
 }
 
 /// A run of one scenario: what was recorded of it.
@@ -139,6 +164,7 @@ impl Run {
             slow: 0,
             failures: 0,
             effort,
+            shard: Shard::wanted(),
             broken,
             done: BTreeSet::new(),
             settled: BTreeSet::new(),
@@ -360,7 +386,7 @@ impl Run {
                 && at < trace.last()
                 && images[at] == images[at - 1]
                 && !trace.points()[at].has_other_effects();
-            if same && self.effort != Effort::Long {
+            if same && self.effort != Effort::Long || !self.shard.has(at) {
                 continue;
             }
             let run = |world: &mut World, how: How| {

@@ -573,7 +573,8 @@ impl Traced {
             self.run_to(address, hits)?;
         }
         for _ in anchor..to {
-            if self.at_end() {
+            // On its own way it may be there sooner.
+            if self.at_end() || matches!(self.point, Point::Asleep(_)) {
                 break;
             }
             self.step()?;
