@@ -1,6 +1,7 @@
 //! Cancelling waits.
 
 use crate::sys::atomic::{AtomicU32, Ordering};
+use crate::sys::fault::{Fault, active};
 use crate::sys::futex::{self, Expect};
 use zerocopy::FromBytes;
 
@@ -117,7 +118,8 @@ impl Canceller<'_> {
     /// until the token is reset.
     ///
     /// Async-signal-safe: one atomic instruction and one system call
-    /// (`FUTEX_WAKE`), no allocation, no lock, and `errno` is left alone. So a
+    /// (`FUTEX_WAKE`, made again if it fails for lack of memory), no allocation,
+    /// no lock, and `errno` is left alone. So a
     /// signal handler may call it, whatever it interrupted, an operation on
     /// this very token or lock included. The waits end at once; where
     /// `futex_waitv` is missing, or a wait is interruptible as well, within
@@ -142,7 +144,9 @@ impl Canceller<'_> {
         // compares the word once more. Whoever finds it cancelled already wakes
         // as well, for who cancelled it may have been killed before it could.
         self.0.word.fetch_or(CANCELLED, Ordering::Release);
-        futex::wake_all(&self.0.word);
+        if !active(Fault::NoCancelWake) {
+            futex::wake_all(&self.0.word);
+        }
     }
 }
 

@@ -531,5 +531,9 @@ fn loom_sees() {
     parks.broken(Fault::NoWake).fails("a hand-over does not wake", lost);
     parks.kills(&[1]).broken(Fault::NoDeathCheck).fails("a dead owner counts as alive", lost);
     let queue = Play::of(&[unlock, lock, give_up]).owned().bound(2);
+    Play::of(&[unlock_last, cancellable, cancel])
+        .owned()
+        .broken(Fault::NoCancelWake)
+        .fails("cancelling does not wake", "maximum number of branches");
     queue.kills(&[1]).broken(Fault::NoRelay).fails("a death is told to one watcher only", lost);
 }

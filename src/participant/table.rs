@@ -4,7 +4,8 @@
 use super::id::Id;
 use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
 use crate::memory::map::Mapping;
-use crate::sys::atomic::{AtomicU32, AtomicU64, Counter, Ordering, fence};
+use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::counter::Counter;
 use zerocopy::FromBytes;
 
 /// What a lock needs to know of a thread, on a cache line of its own.

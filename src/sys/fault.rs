@@ -51,6 +51,10 @@ pub(crate) enum Fault {
     LostCancel,
     /// An interruptible wait sleeps like any other.
     Deaf,
+    /// Cancelling does not wake.
+    NoCancelWake,
+    /// A sleeper that polls does not look at its other words.
+    NoPoll,
     /// Unlocking releases the data, but its look at the queue may come before
     /// its store to the owner. (For loom: processors seldom show it.)
     WeakUnlock,
@@ -84,6 +88,8 @@ mod chosen {
         ("lifo", Fault::Lifo),
         ("lost_cancel", Fault::LostCancel),
         ("deaf", Fault::Deaf),
+        ("no_cancel_wake", Fault::NoCancelWake),
+        ("no_poll", Fault::NoPoll),
         ("weak_unlock", Fault::WeakUnlock),
     ];
 

@@ -3,6 +3,7 @@
 
 use super::atomic::{AtomicU32, Ordering};
 use super::clock::Deadline;
+use super::fault::{Fault, active};
 use core::ptr;
 use rustix::io::Errno;
 use rustix::thread::futex;
@@ -61,7 +62,8 @@ pub(crate) fn wait(words: &[Expect], until: Deadline, interruptible: bool) -> Re
     let poll = Deadline::after(POLL).map_or(until, |poll| poll.min(until));
     let [(own, value), others @ ..] = words else { return Ok(Woken::Look) };
     // Relaxed: a hint that saves a poll; the caller re-reads it properly.
-    if others.iter().any(|(word, value)| word.load(Ordering::Relaxed) != *value) {
+    let changed = |(word, value): &Expect| word.load(Ordering::Relaxed) != *value;
+    if others.iter().any(changed) && !active(Fault::NoPoll) {
         return Ok(Woken::Look);
     }
     let flags = futex::Flags::empty();

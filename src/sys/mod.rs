@@ -8,6 +8,7 @@
 pub(crate) mod atomic;
 #[cfg(not(loom))]
 pub(crate) mod clock;
+pub(crate) mod counter;
 pub(crate) mod fault;
 #[cfg(not(loom))]
 pub(crate) mod futex;

@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("every_watcher_of_a_dead_owner_of_many_locks_is_told", every_watcher),
     ("a_watcher_killed_with_the_wake_in_hand_passes_it_on", wake_in_hand),
     ("who_moves_up_as_another_gives_up_notices_the_owners_death", moved_up),
+    ("a_cancelled_waiter_is_woken", cancelled),
+    ("a_waiter_that_polls_notices_the_owners_death", polled),
     ("a_row_is_reused_only_after_its_dead_user_left_the_queue", reused_waiter),
     ("the_next_user_of_a_dead_owners_row_does_not_own_its_lock", reused_owner),
 ];
@@ -30,6 +32,29 @@ fn hand_over_wakes() {
     scene.park(&mut waiter, "lock 0");
     owner.unlock(0);
     assert_eq!(waiter.got(), Got::Lock);
+}
+
+/// By another process than its own, so that nothing but the wake ends its sleep.
+fn cancelled() {
+    let scene = Scene::new();
+    let (mut owner, mut waiter) = (scene.puppet(), scene.puppet());
+    assert_eq!(owner.lock(0), Got::Lock);
+    scene.park(&mut waiter, "cancellable 0 0");
+    scene.segment.tokens[0].canceller().cancel();
+    assert_eq!(waiter.got(), Got::Cancelled);
+    owner.unlock(0);
+}
+
+/// An interruptible waiter sleeps on its own word alone.
+fn polled() {
+    let scene = Scene::new();
+    let (mut owner, mut waiter) = (scene.puppet(), scene.puppet());
+    assert_eq!(owner.lock(0), Got::Lock);
+    scene.park(&mut waiter, "interruptible 0");
+    let dead = owner.pid();
+    scene.kill(owner);
+    let got = waiter.got();
+    assert!(inherited_from(dead)(&got), "{got:?}");
 }
 
 fn served_in_order() {
