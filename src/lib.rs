@@ -62,6 +62,7 @@
 mod error;
 mod inspect;
 mod lock;
+mod lock_options;
 mod memory;
 mod mutex;
 mod participant;
@@ -77,7 +78,8 @@ pub use inspect::{
     queue, statistics,
 };
 pub use lock::cancel::{CancelToken, Canceller};
+pub use lock_options::LockOptions;
 pub use memory::error::SegmentError;
-pub use mutex::{DeadOwner, LockOptions, MappedMutexGuard, Mutex, MutexGuard};
+pub use mutex::{DeadOwner, MappedMutexGuard, Mutex, MutexGuard};
 pub use participant::attach::AttachError;
 pub use segment::{Options, Participant, Segment};

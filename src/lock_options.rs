@@ -1,0 +1,72 @@
+//! What may end a wait, as the users say it.
+
+use crate::lock::cancel::CancelToken;
+use crate::lock::wait::Limits;
+use crate::sys::clock::Deadline;
+use std::time::{Duration, Instant};
+
+/// What may end a wait before its turn comes; for [`Mutex::lock_with`].
+///
+/// # Examples
+///
+/// See [`Mutex::lock_with`].
+///
+/// [`Mutex::lock_with`]: crate::Mutex::lock_with
+#[derive(Clone, Copy, Debug, Default)]
+#[must_use = "options do nothing until `lock_with` is called with them"]
+pub struct LockOptions<'t> {
+    time: Option<Time>,
+    token: Option<&'t CancelToken>,
+    interruptible: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Time {
+    For(Duration),
+    Until(Instant),
+}
+
+impl<'t> LockOptions<'t> {
+    /// Nothing ends the wait.
+    pub const fn new() -> Self {
+        Self { time: None, token: None, interruptible: false }
+    }
+
+    /// It ends `timeout` after it began; see
+    /// [`Mutex::try_lock_for`](crate::Mutex::try_lock_for). Replaces a deadline.
+    pub const fn timeout(self, timeout: Duration) -> Self {
+        Self { time: Some(Time::For(timeout)), ..self }
+    }
+
+    /// It ends at `deadline`; see
+    /// [`Mutex::try_lock_until`](crate::Mutex::try_lock_until). Replaces a timeout.
+    pub const fn deadline(self, deadline: Instant) -> Self {
+        Self { time: Some(Time::Until(deadline)), ..self }
+    }
+
+    /// It ends when `token` is cancelled; see
+    /// [`Mutex::lock_cancellable`](crate::Mutex::lock_cancellable).
+    pub const fn cancel(self, token: &'t CancelToken) -> Self {
+        Self { token: Some(token), ..self }
+    }
+
+    /// Whether it ends when a signal handler runs; see
+    /// [`Mutex::lock_interruptible`](crate::Mutex::lock_interruptible).
+    pub const fn interruptible(self, interruptible: bool) -> Self {
+        Self { interruptible, ..self }
+    }
+
+    /// The same for a wait that begins now; `None` if it is cancelled already.
+    pub(crate) fn limits(&self) -> Option<Limits<'t>> {
+        let cancelled = match self.token {
+            Some(token) => Some(token.ticket()?),
+            None => None,
+        };
+        let time = self.time.map(|time| match time {
+            Time::For(timeout) => timeout,
+            Time::Until(deadline) => deadline.saturating_duration_since(Instant::now()),
+        });
+        let deadline = time.and_then(Deadline::after);
+        Some(Limits { deadline, cancelled, interruptible: self.interruptible })
+    }
+}
