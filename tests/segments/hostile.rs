@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,17 +26,19 @@ pub(crate) const TESTS: &[Test] = &[
 
 pub(crate) const ROLES: &[Role] = &[("victim", victim)];
 
-const VICTIMS: u64 = 20;
+/// How many images a victim opens. A thread that met corruption leaves its row's
+/// page and two descriptors to its process for good: so not too many, as often a
+/// process may have no more than 1024.
+const SHARE: u64 = 400;
 
-/// How many images a process bears. Many break an attachment, which keeps its
-/// mapping and its descriptors, and often a process may have no more than 1024.
-const PER_PROCESS: u64 = 400;
+/// How many victims there are at a time, at the most: they sleep nearly always.
+const VICTIMS: usize = 100;
 
 /// How many images: a million with `HEIRLOCK_LONG=1`, or what `HEIRLOCK_IMAGES` says,
-/// as a multiple of 20.
+/// in shares.
 fn images() -> u64 {
     if let Ok(images) = std::env::var("HEIRLOCK_IMAGES") {
-        return images.parse::<u64>().expect("a number") / VICTIMS * VICTIMS;
+        return images.parse::<u64>().expect("a number").next_multiple_of(SHARE);
     }
     if std::env::var("HEIRLOCK_LONG").as_deref() == Ok("1") { 1_000_000 } else { 20_000 }
 }
@@ -46,24 +48,28 @@ fn garbled() {
     lively_image(&image);
     let first = std::env::var("HEIRLOCK_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let images = images();
-    let share = images / VICTIMS;
     let victims: Vec<(u64, u64)> = match first {
         // To reproduce one.
         Some(seed) => vec![(seed, 1)],
-        None => (0..VICTIMS).map(|at| (at * share, share)).collect(),
+        None => (0..images / SHARE).map(|at| (at * SHARE, SHARE)).collect(),
     };
+    let victims = Mutex::new(victims.into_iter());
+    let next = || victims.lock().expect("nobody panics with it").next();
     // All are listened to at once, lest one waits to be heard.
     let tallies = thread::scope(|scope| {
-        let run = |(first, count)| {
-            let image = &image;
-            let part = move |seed| run_victim(image, seed, PER_PROCESS.min(first + count - seed));
-            let parts = (first..first + count).step_by(PER_PROCESS as usize);
-            scope.spawn(move || parts.flat_map(part).collect::<Vec<_>>())
+        let run = |_| {
+            scope.spawn(|| {
+                let mut tallies = Vec::new();
+                while let Some((seed, count)) = next() {
+                    tallies.push(run_victim(&image, seed, count));
+                }
+                tallies
+            })
         };
-        let threads: Vec<_> = victims.into_iter().map(run).collect();
+        let threads: Vec<_> = (0..VICTIMS).map(run).collect();
         threads
             .into_iter()
-            .map(|thread| thread.join().expect("no victim fails"))
+            .flat_map(|thread| thread.join().expect("no victim fails"))
             .collect::<Vec<_>>()
     });
     let mut tally = Tally::new();
