@@ -85,11 +85,21 @@ pub struct Statistics {
     pub sleeps: u64,
     /// How many of them a signal handler ended (`EINTR`).
     pub interruptions: u64,
+    /// How many waiters it woke.
+    pub wakes: u64,
+    /// How many times it had all other participants execute a fence
+    /// (`membarrier`) before it slept.
+    pub barriers: u64,
 }
 
 impl Statistics {
     fn of(row: &Row) -> Self {
-        Self { sleeps: row.sleeps.get(), interruptions: row.interruptions.get() }
+        Self {
+            sleeps: row.sleeps.get(),
+            interruptions: row.interruptions.get(),
+            wakes: row.wakes.get(),
+            barriers: row.barriers.get(),
+        }
     }
 }
 

@@ -3,12 +3,12 @@
 
 use crate::error::{Cancelled, Interrupted, LockError, Unusable};
 use crate::lock::cancel::CancelToken;
-use crate::lock::raw::{Failed, RawMutex, reclaim};
+use crate::lock::raw::{Failed, Fast, RawMutex, reclaim};
 use crate::lock::wait::Limits;
 use crate::lock_options::LockOptions;
 use crate::memory::error::Corrupted;
 use crate::participant::attach::{AttachError, Inheritance};
-use crate::participant::current::{Current, current};
+use crate::participant::current::{Current, current, current_hot};
 use crate::sys::clock::Deadline;
 use core::cell::UnsafeCell;
 use core::fmt;
@@ -117,10 +117,36 @@ impl<T: ?Sized> Mutex<T> {
     /// ```
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
+        let Some(me) = current_hot(self.address()) else { return self.lock_anew() };
+        match self.raw.lock_fast(&me) {
+            Fast::Done => MutexGuard { me: me.marked(true), mutex: self },
+            Fast::Slow => self.lock_slow(me),
+            Fast::Late => self.lock_late(me),
+        }
+    }
+
+    #[cold]
+    fn lock_anew(&self) -> MutexGuard<'_, T> {
         let me = self.me();
-        match self.raw.lock(&me) {
+        match self.raw.lock(&me, Limits::default()) {
+            Ok(hasty) => MutexGuard { me: me.marked(hasty), mutex: self },
+            Err(failed) => fail(failed),
+        }
+    }
+
+    #[cold]
+    fn lock_slow(&self, me: Current) -> MutexGuard<'_, T> {
+        match self.raw.lock_slow(&me, Limits::default()) {
             Ok(()) => MutexGuard { me, mutex: self },
             Err(failed) => fail(failed),
+        }
+    }
+
+    #[cold]
+    fn lock_late(&self, me: Current) -> MutexGuard<'_, T> {
+        match self.raw.settle_barge(&me) {
+            Ok(()) => MutexGuard { me, mutex: self },
+            Err(corrupted) => fail(corrupted.into()),
         }
     }
 
@@ -144,11 +170,10 @@ impl<T: ?Sized> Mutex<T> {
     /// assert!(mutex.try_lock().is_none());
     /// # drop(guard);
     /// ```
-    #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let me = self.me();
         match self.raw.try_lock(&me) {
-            Ok(()) => Some(MutexGuard { me, mutex: self }),
+            Ok(hasty) => Some(MutexGuard { me: me.marked(hasty), mutex: self }),
             Err(Failed::TimedOut | Failed::OwnedByCaller) => None,
             Err(failed) => fail(failed),
         }
@@ -183,8 +208,8 @@ impl<T: ?Sized> Mutex<T> {
             return self.try_lock();
         }
         let me = self.me();
-        match self.raw.lock_within(&me, Limits { deadline, ..Limits::default() }) {
-            Ok(()) => Some(MutexGuard { me, mutex: self }),
+        match self.raw.lock(&me, Limits { deadline, ..Limits::default() }) {
+            Ok(hasty) => Some(MutexGuard { me: me.marked(hasty), mutex: self }),
             Err(Failed::TimedOut) => None,
             Err(Failed::OwnedByCaller) if deadline.is_some() => {
                 thread::sleep(timeout);
@@ -305,8 +330,8 @@ impl<T: ?Sized> Mutex<T> {
     pub fn lock_with(&self, options: &LockOptions) -> Result<MutexGuard<'_, T>, LockError> {
         let limits = options.limits().ok_or(LockError::Cancelled)?;
         let me = self.join().map_err(Unusable::from)?;
-        self.raw.lock_within(&me, limits)?;
-        Ok(MutexGuard { me, mutex: self })
+        let hasty = self.raw.lock(&me, limits)?;
+        Ok(MutexGuard { me: me.marked(hasty), mutex: self })
     }
 
     /// Whether somebody holds the lock, or died holding it and has no heir yet.
@@ -344,11 +369,14 @@ impl<T: ?Sized> Mutex<T> {
     }
 
     #[inline(always)]
-    fn join(&self) -> Result<Current, AttachError> {
-        current(core::ptr::from_ref(&self.raw).addr(), reclaim)
+    fn address(&self) -> usize {
+        core::ptr::from_ref(&self.raw).addr()
     }
 
-    #[inline(always)]
+    fn join(&self) -> Result<Current, AttachError> {
+        current(self.address(), reclaim)
+    }
+
     fn me(&self) -> Current {
         match self.join() {
             Ok(me) => me,
@@ -450,7 +478,16 @@ impl fmt::Display for DeadOwner {
 /// Releases what a guard holds.
 #[inline(always)]
 fn release(raw: &RawMutex, me: &Current) {
-    if let Err(corrupted) = raw.unlock(me) {
+    match raw.unlock_fast(me, me.is_marked()) {
+        Fast::Done => {}
+        Fast::Slow => released(raw.unlock_slow(me)),
+        Fast::Late => released(raw.release_slow(me)),
+    }
+}
+
+#[cold]
+fn released(result: Result<(), Corrupted>) {
+    if let Err(corrupted) = result {
         release_failed(corrupted);
     }
 }
@@ -488,6 +525,8 @@ fn release_failed(corrupted: Corrupted) {
 /// ```
 #[must_use = "a guard that is dropped at once releases the lock at once"]
 pub struct MutexGuard<'a, T: ?Sized> {
+    /// Marked if the lock was acquired on the fast path, and so may be released
+    /// on it.
     me: Current,
     mutex: &'a Mutex<T>,
 }
@@ -561,15 +600,16 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// assert_eq!(*guard, 2);
     /// ```
     pub fn unlocked<R>(this: &mut Self, f: impl FnOnce() -> R) -> R {
-        struct Again<'g, 'a, T: ?Sized>(&'g MutexGuard<'a, T>);
+        struct Again<'g, 'a, T: ?Sized>(&'g mut MutexGuard<'a, T>);
         impl<T: ?Sized> Drop for Again<'_, '_, T> {
             fn drop(&mut self) {
                 // If `f` forked, the child's copy of the guard stays void.
                 if !self.0.me.is_of_this_process() {
                     return;
                 }
-                if let Err(failed) = self.0.mutex.raw.lock(&self.0.me) {
-                    fail(failed);
+                match self.0.mutex.raw.lock(&self.0.me, Limits::default()) {
+                    Ok(hasty) => self.0.me = self.0.me.marked(hasty),
+                    Err(failed) => fail(failed),
                 }
             }
         }

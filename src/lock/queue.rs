@@ -82,7 +82,7 @@ impl<'a> QueueGuard<'a> {
             // Or else the row has a new user, who has yet to clear up: it takes
             // the guard, and gives it back.
             if editor.is_awaited() || replace(editor.awaited()) {
-                let watched = Watched { index: row, life };
+                let watched = Watched { index: row, life, hasty: false };
                 let own = (&words.guard, editor.awaited().bits());
                 // Neither a deadline nor a signal ends it: an edit is short.
                 wait::sleep(me, own, watched, wait::Limits::default())?;
@@ -141,7 +141,7 @@ impl<'a> QueueGuard<'a> {
         for _ in 0..=self.table().capacity() {
             let Some(dead) = self.find_dead()? else { return Ok(()) };
             if let Unlinked::Before(successor) = self.unlink(dead)? {
-                wait::nudge(self.table(), successor)?;
+                wait::nudge(self.me, successor)?;
             }
         }
         Err(CYCLE)

@@ -14,6 +14,7 @@ use crate::participant::life::{Fate, died};
 use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{Fault, active};
+use crate::sys::membarrier;
 use zerocopy::FromBytes;
 
 /// A lock without data: 16 bytes, of which all zero means unlocked.
@@ -37,6 +38,16 @@ impl From<Corrupted> for Failed {
     fn from(corrupted: Corrupted) -> Self {
         Self::Corrupted(corrupted)
     }
+}
+
+/// How a fast path ended.
+pub(crate) enum Fast {
+    Done,
+    /// Nothing has happened: go the slow way.
+    Slow,
+    /// Done, and then it turned out that somebody has queued meanwhile, who has
+    /// to be told.
+    Late,
 }
 
 /// What a waiter found when it looked.
@@ -65,60 +76,51 @@ impl RawMutex {
         self.0.tail.load(SeqCst) != 0
     }
 
-    /// Waits its turn and takes the lock.
-    #[inline(always)]
-    pub(crate) fn lock(&self, me: &Attachment) -> Result<(), Failed> {
-        if !self.lock_fast(me)? {
-            self.lock_slow(me)?;
-        }
-        me.count_acquired();
-        Ok(())
-    }
-
     /// Waits its turn and takes the lock; gives up at the first of the limits.
-    pub(crate) fn lock_within(&self, me: &Attachment, limits: Limits) -> Result<(), Failed> {
-        if !self.lock_fast(me)? {
-            self.lock_slow_within(me, limits)?;
+    /// Whether it was acquired on the fast path, for [`Self::unlock_fast`].
+    pub(crate) fn lock(&self, me: &Attachment, limits: Limits) -> Result<bool, Failed> {
+        match self.lock_fast(me) {
+            Fast::Done => return Ok(true),
+            Fast::Slow => self.lock_slow(me, limits)?,
+            Fast::Late => self.settle_barge(me)?,
         }
-        me.count_acquired();
-        Ok(())
+        Ok(false)
     }
 
-    /// Takes the lock if nobody has it and nobody living waits for it.
-    #[inline]
-    pub(crate) fn try_lock(&self, me: &Attachment) -> Result<(), Failed> {
-        if !self.lock_fast(me)? {
-            self.try_lock_slow(me)?;
+    /// Takes the lock if nobody has it and nobody living waits for it. Whether
+    /// it was acquired on the fast path.
+    pub(crate) fn try_lock(&self, me: &Attachment) -> Result<bool, Failed> {
+        match self.lock_fast(me) {
+            Fast::Done => return Ok(true),
+            Fast::Slow => self.try_lock_slow(me)?,
+            Fast::Late => self.settle_barge(me)?,
         }
-        me.count_acquired();
-        Ok(())
+        Ok(false)
     }
 
     /// The doorway of the fast path is the look at the empty queue.
     #[inline(always)]
-    fn lock_fast(&self, me: &Attachment) -> Result<bool, Corrupted> {
+    pub(crate) fn lock_fast(&self, me: &Attachment) -> Fast {
         let LockWords { owner, tail, .. } = &self.0;
         if tail.load(SeqCst) != 0 && !active(Fault::Barging) {
-            return Ok(false);
+            return Fast::Slow;
         }
         // Relaxed on failure: the slow path looks again.
-        if owner.compare_exchange(0, me.id().bits(), SeqCst, Relaxed).is_err() {
-            return Ok(false);
+        if owner.compare_exchange(0, me.owner_as().bits(), SeqCst, Relaxed).is_err() {
+            return Fast::Slow;
         }
-        if tail.load(SeqCst) != 0 && !active(Fault::NoSettle) {
-            self.settle_barge(me)?;
-        }
-        Ok(true)
+        me.count_acquired();
+        if tail.load(SeqCst) != 0 && !active(Fault::NoSettle) { Fast::Late } else { Fast::Done }
     }
 
     /// Somebody queued between the look at the queue and the acquisition. It
     /// may watch the former owner: have it watch this one, lest this one's
     /// death be overlooked.
     #[cold]
-    fn settle_barge(&self, me: &Attachment) -> Result<(), Corrupted> {
+    pub(crate) fn settle_barge(&self, me: &Attachment) -> Result<(), Corrupted> {
         self.editing(me, |guard| {
             if let Some(oldest) = guard.oldest()? {
-                wait::nudge(me.table(), oldest.index)?;
+                wait::nudge(me, oldest.index)?;
             }
             Ok(())
         })
@@ -133,28 +135,27 @@ impl RawMutex {
         }
         // Free, or a dead thread's, and nobody waits but perhaps the dead:
         // take a place in the queue, and leave it if it is not the first.
-        self.lock_slow_within(me, Limits::over())
+        self.lock_slow(me, Limits::over())
     }
 
     #[cold]
-    fn lock_slow(&self, me: &Attachment) -> Result<(), Failed> {
-        self.lock_slow_within(me, Limits::default())
-    }
-
-    #[cold]
-    fn lock_slow_within(&self, me: &Attachment, limits: Limits) -> Result<(), Failed> {
+    pub(crate) fn lock_slow(&self, me: &Attachment, limits: Limits) -> Result<(), Failed> {
         if me.is_broken() {
             return Err(Corrupted("the thread met that in an earlier operation").into());
         }
         if self.is_owned_by_caller(me) {
             return Err(Failed::OwnedByCaller);
         }
+        me.look_who_fences();
         let waiting = self.enqueue(me)?;
         let result = self.wait_turn(me, waiting, limits);
         if let Err(Failed::Corrupted(_)) = result {
             me.mark_broken();
         } else {
             me.row().lock.store(0, SeqCst);
+        }
+        if result.is_ok() {
+            me.count_acquired();
         }
         result
     }
@@ -197,8 +198,10 @@ impl RawMutex {
     }
 
     fn wait_turn(&self, me: &Attachment, waiting: WaitState, limits: Limits) -> Result<(), Failed> {
+        // Whether every owner that was there when this thread queued sees that.
+        let mut seen = false;
         loop {
-            let watched = match self.look(me)? {
+            let mut watched = match self.look(me)? {
                 Look::Mine => {
                     self.leave(me, waiting)?;
                     return Ok(());
@@ -213,10 +216,20 @@ impl RawMutex {
                 return self.give_up(me, Failed::TimedOut);
             }
             let at_head = me.row().prev.load(SeqCst) == 0;
-            if at_head && wait::spin(me.row(), waiting) {
+            if at_head && !seen && wait::spin(me.row(), waiting) {
                 wait::rearm(me.row(), waiting);
                 continue;
             }
+            if watched.hasty && !seen {
+                seen = wait::fence_owners(me);
+                if !seen {
+                    me.demand_fences();
+                } else if !active(Fault::NoLookAfterBarrier) {
+                    // It may have released just before.
+                    continue;
+                }
+            }
+            watched.hasty &= !seen;
             match wait::park(me, waiting, watched, limits) {
                 Ok(Slept::Look) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
@@ -246,7 +259,7 @@ impl RawMutex {
             self.0.owner.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
         };
         if owner.bits() == 0 {
-            let taken = take(me.id());
+            let taken = take(me.id().as_fencing());
             return Ok(if taken { Look::Mine } else { Look::Again });
         }
         if owner.plain() == me.id() {
@@ -255,11 +268,12 @@ impl RawMutex {
         match me.table().fate(owner) {
             Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
             Fate::Alive(life) if !active(Fault::Usurping) => {
-                Ok(Look::Watch(Watched { index: owner.index(), life }))
+                let hasty = !owner.fences();
+                Ok(Look::Watch(Watched { index: owner.index(), life, hasty }))
             }
             Fate::Alive(_) | Fate::Dead => {
                 me.table().relay(owner.index());
-                let taken = take(me.id().as_heir());
+                let taken = take(me.id().as_heir().as_fencing());
                 if taken && !active(Fault::NotTold) {
                     me.inherit(self.address(), owner.plain());
                 }
@@ -282,7 +296,7 @@ impl RawMutex {
         if me.row().prev.load(SeqCst) != predecessor {
             return Ok(Look::Again);
         }
-        Ok(Look::Watch(Watched { index: predecessor, life }))
+        Ok(Look::Watch(Watched { index: predecessor, life, hasty: false }))
     }
 
     /// Out of the queue, as the owner, unless who granted saw to it.
@@ -307,25 +321,42 @@ impl RawMutex {
         if let Unlinked::Before(successor) = unlinked
             && !active(Fault::NoNudgeOnGiveUp)
         {
-            wait::nudge(me.table(), successor)?;
+            wait::nudge(me, successor)?;
         }
         Err(why)
     }
 
     /// Releases the lock. `Err` if the caller does not own it (any more).
-    #[inline(always)]
-    pub(crate) fn unlock(&self, me: &Attachment) -> Result<(), Corrupted> {
-        let LockWords { owner, tail, .. } = &self.0;
-        // Relaxed: it is this thread's own store, if all is well. An owner that
-        // inherited has a flag in its id, and so goes the slow way.
-        if owner.load(Relaxed) != me.id().bits() || tail.load(SeqCst) != 0 {
-            return self.unlock_slow(me);
+    #[cfg(loom)]
+    pub(crate) fn unlock(&self, me: &Attachment, hasty: bool) -> Result<(), Corrupted> {
+        match self.unlock_fast(me, hasty) {
+            Fast::Done => Ok(()),
+            Fast::Slow => self.unlock_slow(me),
+            Fast::Late => self.release_slow(me),
         }
-        self.release(me)
+    }
+
+    /// Releases the lock, if the caller acquired it on the fast path: `hasty`.
+    ///
+    /// It does not look at `owner`: the load of a word on which this processor
+    /// has just executed a compare-and-exchange takes as long as that.
+    #[inline(always)]
+    pub(crate) fn unlock_fast(&self, me: &Attachment, hasty: bool) -> Fast {
+        let LockWords { owner, tail, .. } = &self.0;
+        if !hasty || !me.is_hasty() || tail.load(SeqCst) != 0 {
+            return Fast::Slow;
+        }
+        // Release: the data. Who queued too late to be seen before is seen now,
+        // or sees the lock free: where the load behind it is executed first, by
+        // the barrier of who queued (`wait_turn`), which comes in between, or
+        // else before both or behind both.
+        owner.store(0, Release);
+        membarrier::light();
+        me.count_released();
+        if tail.load(SeqCst) != 0 { Fast::Late } else { Fast::Done }
     }
 
     /// Leaves the lock free.
-    #[inline(always)]
     fn release(&self, me: &Attachment) -> Result<(), Corrupted> {
         // SeqCst with the load behind it pairs with `enqueue` and `look`: who
         // queued too late to be seen before is seen now, or sees the lock
@@ -340,7 +371,7 @@ impl RawMutex {
     }
 
     #[cold]
-    fn unlock_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
+    pub(crate) fn unlock_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
         if !me.is_of_this_process() {
             // A guard that fork copied into a child holds nothing.
             return Ok(());
@@ -385,7 +416,7 @@ impl RawMutex {
             };
             // The hand-over: one store. Dying right behind it leaves an owner
             // that watches this thread.
-            self.0.owner.store(oldest.id.bits(), SeqCst);
+            self.0.owner.store(oldest.id.as_fencing().bits(), SeqCst);
             if !active(Fault::NoUnlinkInGrant) {
                 guard.unlink(oldest.index)?;
             }
@@ -394,7 +425,7 @@ impl RawMutex {
         match granted {
             Some(Oldest { index, state, .. }) => {
                 if let Some(row) = me.table().row(index) {
-                    wait::tell_granted(row, state);
+                    wait::tell_granted(me, row, state);
                 }
                 Ok(())
             }
@@ -407,15 +438,13 @@ impl RawMutex {
     /// living waiter. Granting here would leave a waiter that watches this
     /// thread, out of the queue and not yet awake.
     #[cold]
-    fn release_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
+    pub(crate) fn release_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
         let oldest = self.editing(me, |guard| {
             guard.splice_dead()?;
             guard.oldest()
         })?;
         match oldest {
-            Some(oldest) if !active(Fault::NoNudgeOnRelease) => {
-                wait::nudge(me.table(), oldest.index)
-            }
+            Some(oldest) if !active(Fault::NoNudgeOnRelease) => wait::nudge(me, oldest.index),
             _ => Ok(()),
         }
     }
@@ -442,11 +471,11 @@ pub(crate) fn reclaim(me: &Attachment, lock: u64) -> Result<(), Corrupted> {
         .ok_or(Corrupted("a row names a lock that is not in the value"))?;
     let guard = QueueGuard::take(words, me)?;
     match guard.unlink(me.id().index())? {
-        Unlinked::Before(successor) => wait::nudge(me.table(), successor)?,
+        Unlinked::Before(successor) => wait::nudge(me, successor)?,
         Unlinked::Last => {}
         Unlinked::NotThere => {
             if let Some(oldest) = guard.oldest()? {
-                wait::nudge(me.table(), oldest.index)?;
+                wait::nudge(me, oldest.index)?;
             }
         }
     }

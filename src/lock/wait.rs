@@ -6,7 +6,7 @@ use super::word::{Code, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::life::consult_witness;
-use crate::participant::table::{Row, Table};
+use crate::participant::table::Row;
 use crate::sys::atomic::{
     AtomicU32,
     Ordering::{Relaxed, SeqCst},
@@ -14,10 +14,14 @@ use crate::sys::atomic::{
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
 use crate::sys::futex::{self, Expect, Woken};
+use crate::sys::membarrier;
 use std::time::Duration;
 
 /// How often a sleeper looks for what the kernel does not tell.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How often a sleeper looks if it could not make the owner see it.
+const UNFENCED: Duration = Duration::from_millis(1);
 
 /// How often a waiter looks at its state before it sleeps, where there is
 /// another CPU on which the state could change: a few microseconds, which is
@@ -30,6 +34,9 @@ const SPINS: u32 = 100;
 pub(super) struct Watched {
     pub(super) index: u32,
     pub(super) life: u32,
+    /// Whether it is an owner that may release without a fence: who sleeps has
+    /// to see to it that it is seen.
+    pub(super) hasty: bool,
 }
 
 /// How a sleep ended.
@@ -101,7 +108,8 @@ pub(super) fn sleep(
     let table = me.table();
     let Limits { deadline, cancelled, interruptible } = limits;
     let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
-    let heartbeat = Deadline::after(fault::heartbeat(HEARTBEAT));
+    let usual = fault::heartbeat(HEARTBEAT);
+    let heartbeat = Deadline::after(if watched.hasty { usual.min(UNFENCED) } else { usual });
     let until = match (deadline, heartbeat) {
         (Some(deadline), Some(heartbeat)) => deadline.min(heartbeat),
         (None, Some(heartbeat)) => heartbeat,
@@ -176,10 +184,17 @@ pub(super) fn rearm(row: &Row, waiting: WaitState) {
     let _ = row.state.update(again);
 }
 
+/// Has every owner that has not released yet see that somebody waits, be it that
+/// it releases without a fence. `false` where that cannot be had.
+pub(super) fn fence_owners(me: &Attachment) -> bool {
+    me.row().barriers.add_one();
+    active(Fault::NoBarrier) || membarrier::heavy()
+}
+
 /// Has the waiter in row `index` look again. A nudge that meets a later wait of
 /// the row, or none, does no harm.
-pub(super) fn nudge(table: Table, index: u32) -> Result<(), Corrupted> {
-    let row = table.row(index).ok_or(Corrupted("a waiter's row is out of range"))?;
+pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(Corrupted("a waiter's row is out of range"))?;
     if active(Fault::NoNudge) {
         return Ok(());
     }
@@ -189,7 +204,7 @@ pub(super) fn nudge(table: Table, index: u32) -> Result<(), Corrupted> {
             .then_some(state.with(Code::Nudged).bits())
     });
     if may_sleep(was) {
-        futex::wake_all(&row.state);
+        wake(me, row);
     }
     Ok(())
 }
@@ -202,13 +217,18 @@ fn may_sleep(was: u32) -> bool {
 
 /// Tells the waiter in row `index` that it was served, if it is still in the
 /// wait `asked`: a late word must not reach a later wait.
-pub(super) fn tell_granted(row: &Row, asked: WaitState) {
+pub(super) fn tell_granted(me: &Attachment, row: &Row, asked: WaitState) {
     let granted = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         (state.same_round(asked) && state.code() != Some(Code::Granted))
             .then_some(state.with(Code::Granted).bits())
     });
     if granted.is_ok_and(may_sleep) && !active(Fault::NoWake) {
-        futex::wake_all(&row.state);
+        wake(me, row);
     }
+}
+
+fn wake(me: &Attachment, row: &Row) {
+    me.row().wakes.add_one();
+    futex::wake_all(&row.state);
 }

@@ -5,7 +5,7 @@
 //! 0                     header, 128 bytes used of 4096
 //!     0   u64           magic, "HEIRLOCK" (so a machine of the other byte
 //!                       order finds something else)
-//!     8   u32           layout version, 1
+//!     8   u32           layout version, 2
 //!    12   u32           state: 0 unfinished, 0x5245_4459 ready
 //!    16   u64           schema, the user's own version number
 //!    24   u64           size of T in bytes
@@ -14,7 +14,8 @@
 //!    40   u32           capacity: how many rows there are
 //!    44   u32           rows used so far (the highest index; only grows)
 //!    48   u128          boot in which rows were last alive, as two u64
-//!    64   64 bytes      zero
+//!    64   u32           1 once somebody joined who is refused `membarrier`
+//!    68   60 bytes      zero
 //! 4096                  rows 0..=capacity, 64 bytes each; row 0 is not used
 //!                       (see `participant::table::Row`)
 //! value_offset          T, aligned to 64 or to its own alignment
@@ -44,7 +45,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// "HEIRLOCK" as a little-endian machine reads it.
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"HEIRLOCK");
 /// The version of everything said above.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The header's `state` once the creator is done.
 pub(crate) const READY: u32 = 0x5245_4459;
 /// The most rows that a 16-bit index can name (0 means nobody).
@@ -77,7 +78,8 @@ pub(crate) struct Header {
     pub(crate) capacity: u32,
     pub(crate) rows: AtomicU32,
     pub(crate) boot: [AtomicU64; 2],
-    reserved: [u64; 8],
+    pub(crate) fences: AtomicU32,
+    reserved: [u32; 15],
 }
 
 const _: () = {
@@ -92,7 +94,7 @@ const _: () = {
     assert!(offset_of!(Header, page_size) == 36);
     assert!(offset_of!(Header, capacity) == 40);
     assert!(offset_of!(Header, rows) == 44);
-    assert!(offset_of!(Header, boot) == 48);
+    assert!(offset_of!(Header, boot) == 48 && offset_of!(Header, fences) == 64);
     assert!(WORD_BEFORE_NODE == 24);
     // A value's alignment holds in every mapping because mappings start at a
     // page boundary.

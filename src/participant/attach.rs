@@ -10,7 +10,7 @@ use crate::memory::registry;
 use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::fault::{Fault, active};
 use crate::sys::robust_list::{DIED, Node, OWNER_DIED, RobustList, TID_MASK, WAITERS};
-use crate::sys::{ofd_lock, process, shm};
+use crate::sys::{membarrier, ofd_lock, process, shm};
 use core::cell::{Cell, RefCell};
 use core::ptr::NonNull;
 use std::fmt;
@@ -111,6 +111,10 @@ pub(crate) struct Inheritance {
 pub(crate) struct Attachment {
     /// Nobody, in a child into which fork copied it.
     id: Cell<Id>,
+    /// The id as an owner's: it says whether this thread releases with a fence.
+    owner_as: Cell<Id>,
+    /// Whether it may release without.
+    hasty: Cell<bool>,
     /// How many locks the thread holds here.
     held: Cell<u32>,
     tid: u32,
@@ -127,6 +131,34 @@ impl Attachment {
     #[inline(always)]
     pub(crate) fn id(&self) -> Id {
         self.id.get()
+    }
+
+    /// The id that this thread has as the owner of a lock that nobody waited
+    /// for.
+    #[inline(always)]
+    pub(crate) fn owner_as(&self) -> Id {
+        self.owner_as.get()
+    }
+
+    /// Whether this thread may release such a lock without a fence.
+    #[inline(always)]
+    pub(crate) fn is_hasty(&self) -> bool {
+        self.hasty.get()
+    }
+
+    /// Takes note if somebody has joined who cannot fence the others.
+    pub(crate) fn look_who_fences(&self) {
+        // Relaxed: whoever reads it too early is found out by his id.
+        if self.mapping.header().fences.load(Ordering::Relaxed) != 0 {
+            self.owner_as.set(self.id().as_fencing());
+            self.hasty.set(false);
+        }
+    }
+
+    /// Has all others fence from their next look on: this process cannot.
+    pub(crate) fn demand_fences(&self) {
+        self.mapping.header().fences.store(1, Ordering::Relaxed);
+        self.look_who_fences();
     }
 
     pub(crate) fn mapping(&self) -> &Arc<Mapping> {
@@ -153,6 +185,8 @@ impl Attachment {
         // Nobody, but not the 0 of a free lock either: that would be taken for
         // a lock that this participant holds.
         self.id.set(Id::new(0, 1));
+        self.owner_as.set(Id::new(0, 1));
+        self.hasty.set(false);
     }
 
     /// Notes that the lock at the address `lock` was taken over from `dead`.
@@ -478,6 +512,8 @@ pub(crate) fn attach(
     row.generation.store(generation, Ordering::Release);
     row.sleeps.reset();
     row.interruptions.reset();
+    row.wakes.reset();
+    row.barriers.reset();
     let id = Id::new(index, generation);
     table.write_identity(id, &identity);
     let life = mapping.life_word(index);
@@ -497,6 +533,8 @@ pub(crate) fn attach(
 
     let attachment = Box::new(Attachment {
         id: Cell::new(id),
+        owner_as: Cell::new(id),
+        hasty: Cell::new(true),
         held: Cell::new(0),
         tid,
         inherited: RefCell::new(Vec::new()),
@@ -505,6 +543,11 @@ pub(crate) fn attach(
         enlisted,
         mapping: Arc::clone(mapping),
     });
+    if membarrier::register() {
+        attachment.look_who_fences();
+    } else {
+        attachment.demand_fences();
+    }
     // The thread to whom the kernel gave the death notice may have died too;
     // as the word has a TID again the kernel no longer passes it on.
     table.relay(index);

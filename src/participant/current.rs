@@ -9,13 +9,48 @@ use crate::sys::process;
 use crate::sys::robust_list::RobustList;
 use core::cell::{Cell, RefCell};
 use core::mem::ManuallyDrop;
+use core::num::NonZeroUsize;
 use core::ops::{Deref, Range};
 use core::ptr::NonNull;
 use std::sync::Arc;
 
 /// The calling thread's attachment to some segment. It stays on its thread.
+///
+/// It has room for one bit, so that a guard is two words and is returned in
+/// registers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Current(NonNull<Attachment>);
+
+const MARK: usize = 1;
+const _: () = assert!(align_of::<Attachment>() > MARK);
+
+impl Current {
+    fn new(attachment: NonNull<Attachment>) -> Self {
+        Self(attachment)
+    }
+
+    /// The same with the bit set, or not.
+    #[inline(always)]
+    pub(crate) fn marked(self, mark: bool) -> Self {
+        let mark = if mark { MARK } else { 0 };
+        Self(self.unmarked().map_addr(|address| address | mark))
+    }
+
+    /// The bit; false unless set.
+    #[inline(always)]
+    pub(crate) fn is_marked(self) -> bool {
+        self.0.addr().get() & MARK != 0
+    }
+
+    #[inline(always)]
+    fn unmarked(self) -> NonNull<Attachment> {
+        let unmark = |address: NonZeroUsize| {
+            // SAFETY: an attachment is aligned, so there are other bits.
+            unsafe { NonZeroUsize::new_unchecked(address.get() & !MARK) }
+        };
+        self.0.map_addr(unmark)
+    }
+}
 
 impl Deref for Current {
     type Target = Attachment;
@@ -28,7 +63,7 @@ impl Deref for Current {
         // operation on a lock that lies in the segment, which is therefore
         // open; `prune` leaves open segments alone. In a forked child the
         // parent's attachments are leaked.
-        unsafe { self.0.as_ref() }
+        unsafe { self.unmarked().as_ref() }
     }
 }
 
@@ -38,11 +73,12 @@ struct Hot {
     start: usize,
     len: usize,
     epoch: u32,
-    attachment: NonNull<Attachment>,
+    /// Not a `NonNull`, for its niche costs a test in `LocalKey::with`.
+    attachment: *mut Attachment,
 }
 
 /// No answer: it is for no address.
-const COLD: Hot = Hot { start: 0, len: 0, epoch: 0, attachment: NonNull::dangling() };
+const COLD: Hot = Hot { start: 0, len: 0, epoch: 0, attachment: core::ptr::null_mut() };
 
 /// An attachment and the addresses for which it is the answer.
 struct Entry {
@@ -114,14 +150,19 @@ unsafe extern "C" fn mark_dead(unmarked: *mut core::ffi::c_void) {
 }
 
 /// The calling thread's attachment to the segment around `address`, or to the
-/// process-private one; joins at the first need.
+/// process-private one, if it is the one that was last asked for.
 #[inline(always)]
-pub(crate) fn current(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
+pub(crate) fn current_hot(address: usize) -> Option<Current> {
     let hot = HOT.get();
-    if address.wrapping_sub(hot.start) < hot.len && hot.epoch == registry::epoch() {
-        return Ok(Current(hot.attachment));
-    }
-    look_up(address, reclaim)
+    let hit = address.wrapping_sub(hot.start) < hot.len && hot.epoch == registry::epoch();
+    // SAFETY: an answer for some address has an attachment.
+    hit.then(|| Current::new(unsafe { NonNull::new_unchecked(hot.attachment) }))
+}
+
+/// The calling thread's attachment to the segment around `address`, or to the
+/// process-private one; joins at the first need.
+pub(crate) fn current(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
+    current_hot(address).map_or_else(|| look_up(address, reclaim), Ok)
 }
 
 #[cold]
@@ -139,8 +180,9 @@ fn look_up(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
         Some(known) => known,
         None => join(address, epoch, reclaim)?,
     };
-    HOT.set(Hot { start: range.start, len: range.end - range.start, epoch, attachment });
-    Ok(Current(attachment))
+    let (start, len) = (range.start, range.end - range.start);
+    HOT.set(Hot { start, len, epoch, attachment: attachment.as_ptr() });
+    Ok(Current::new(attachment))
 }
 
 fn join(

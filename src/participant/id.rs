@@ -5,20 +5,22 @@ use std::fmt;
 /// Who owns, owned or wants a lock.
 ///
 /// ```text
-///  63            20 19      17    16      15       0
-/// +----------------+----------+-----------+----------+
-/// |   generation   | reserved | INHERITED |  index   |
-/// +----------------+----------+-----------+----------+
+///  63            20 19      18    17      16      15      0
+/// +----------------+----------+--------+-----------+---------+
+/// |   generation   | reserved | FENCES | INHERITED |  index  |
+/// +----------------+----------+--------+-----------+---------+
 /// ```
 ///
 /// Index 0 is nobody. The generation says which user of the row is meant; a
-/// row would have to be re-used 2^44 times before an id comes back. INHERITED
-/// is set in a lock's owner word only: its owner took over from a dead one.
+/// row would have to be re-used 2^44 times before an id comes back. The flags
+/// are set in a lock's owner word only. INHERITED: its owner took over from a
+/// dead one. FENCES: its owner will release with a fence (see `lock`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Id(u64);
 
 const INDEX: u64 = 0xffff;
 const INHERITED: u64 = 1 << 16;
+const FENCES: u64 = 1 << 17;
 const GENERATION_SHIFT: u32 = 20;
 
 impl Id {
@@ -60,6 +62,16 @@ impl Id {
         Self(self.0 | INHERITED)
     }
 
+    /// Whether the owner will release with a fence.
+    pub(crate) const fn fences(self) -> bool {
+        self.0 & FENCES != 0
+    }
+
+    /// The same participant as one who will release with a fence.
+    pub(crate) const fn as_fencing(self) -> Self {
+        Self(self.0 | FENCES)
+    }
+
     /// The participant alone, without flags.
     pub(crate) const fn plain(self) -> Self {
         Self::new(self.index(), self.generation())
@@ -92,6 +104,8 @@ mod tests {
                 let id = Id::new(index, generation);
                 assert_eq!((id.index(), id.generation()), (index, generation));
                 assert!(!id.inherited() && !id.is_nobody());
+                assert!(!id.fences() && id.as_fencing().fences());
+                assert!(id.as_fencing() != id && id.as_fencing().plain() == id);
                 let heir = id.as_heir();
                 assert!(heir.inherited() && heir != id && heir.plain() == id);
                 assert_eq!((heir.index(), heir.generation()), (index, generation));

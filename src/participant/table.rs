@@ -19,6 +19,8 @@ use zerocopy::FromBytes;
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
 /// | `sleeps` | its thread | how many futex waits it made, for people |
 /// | `interruptions` | its thread | how many of them a signal handler ended, for people |
+/// | `wakes` | its thread | how many waiters it woke, for people |
+/// | `barriers` | its thread | how many times it had all others fence, for people |
 #[derive(FromBytes, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Row {
@@ -29,7 +31,8 @@ pub(crate) struct Row {
     pub(crate) state: AtomicU32,
     pub(crate) sleeps: Counter,
     pub(crate) interruptions: Counter,
-    reserved: [u64; 2],
+    pub(crate) wakes: Counter,
+    pub(crate) barriers: Counter,
 }
 
 /// Who used a row, for people. Written before the row's life word, read at any
@@ -55,7 +58,8 @@ const _: () = {
     assert!(offset_of!(Row, lock) == 0 && offset_of!(Row, waiting_as) == 8);
     assert!(offset_of!(Row, generation) == 16 && offset_of!(Row, prev) == 24);
     assert!(offset_of!(Row, state) == 28 && offset_of!(Row, sleeps) == 32);
-    assert!(offset_of!(Row, interruptions) == 40);
+    assert!(offset_of!(Row, interruptions) == 40 && offset_of!(Row, wakes) == 48);
+    assert!(offset_of!(Row, barriers) == 56);
     assert!(size_of::<IdentityRecord>() == 64);
     assert!(offset_of!(IdentityRecord, generation) == 0);
     assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);

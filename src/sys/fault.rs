@@ -58,6 +58,10 @@ pub(crate) enum Fault {
     /// Unlocking releases the data, but its look at the queue may come before
     /// its store to the owner. (For loom: processors seldom show it.)
     WeakUnlock,
+    /// A waiter does not have the owners fence before it sleeps.
+    NoBarrier,
+    /// A waiter had the owners fence, and does not look again.
+    NoLookAfterBarrier,
 }
 
 #[cfg(all(heirlock_faults, not(loom)))]
@@ -91,6 +95,8 @@ mod chosen {
         ("no_cancel_wake", Fault::NoCancelWake),
         ("no_poll", Fault::NoPoll),
         ("weak_unlock", Fault::WeakUnlock),
+        ("no_barrier", Fault::NoBarrier),
+        ("no_look_after_barrier", Fault::NoLookAfterBarrier),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

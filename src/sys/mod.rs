@@ -12,6 +12,8 @@ pub(crate) mod counter;
 pub(crate) mod fault;
 #[cfg(not(loom))]
 pub(crate) mod futex;
+#[cfg(not(loom))]
+pub(crate) mod membarrier;
 pub(crate) mod ofd_lock;
 pub(crate) mod process;
 #[cfg(not(loom))]
@@ -21,4 +23,4 @@ pub(crate) mod shm;
 pub(crate) mod simulated;
 
 #[cfg(loom)]
-pub(crate) use simulated::{atomic, clock, futex, robust_list};
+pub(crate) use simulated::{atomic, clock, futex, membarrier, robust_list};

@@ -20,6 +20,7 @@
 pub(crate) mod atomic;
 pub(crate) mod clock;
 pub(crate) mod futex;
+pub(crate) mod membarrier;
 pub(crate) mod robust_list;
 
 use core::cell::{Cell, RefCell};
