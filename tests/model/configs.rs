@@ -2,9 +2,10 @@
 //!
 //! The target (three threads that lock twice, give-ups, two deaths, a row used
 //! again, all at once) is the largest that is run by default. The others add
-//! what it has not: two locks, `try_lock`, a fourth thread, heirs that panic.
+//! what it has not: two locks, `try_lock`, a fourth thread, heirs that panic, a
+//! thread that cannot have the others fence.
 
-use crate::model::{Config, NESTED, ONCE, OTHER, TRIES, TWICE};
+use crate::model::{Config, NESTED, ONCE, OTHER, TRIES, TWICE, UNFENCED};
 
 /// When a configuration is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,19 +57,42 @@ pub(crate) const ALL: &[Bounds] = &[
             reuses: 1,
             ..NOTHING
         },
-        floor: 104_000,
+        floor: 160_000,
     },
     Bounds {
         name: "3 threads x 1, give-ups, 1 death",
         size: Size::Small,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], give_ups: true, kills: 1, ..NOTHING },
-        floor: 121_000,
+        floor: 173_000,
     },
     Bounds {
         name: "3 threads x 1, 2 deaths, 1 panic of an heir",
         size: Size::Small,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], kills: 2, panics: 1, ..NOTHING },
-        floor: 118_000,
+        floor: 169_000,
+    },
+    Bounds {
+        name: "2 threads, one cannot fence, give-ups, 1 death, 1 re-use",
+        size: Size::Small,
+        config: Config {
+            programs: [TWICE, UNFENCED, 0, 0],
+            give_ups: true,
+            kills: 1,
+            reuses: 1,
+            ..NOTHING
+        },
+        floor: 314_000,
+    },
+    Bounds {
+        name: "3 threads, one cannot fence, give-ups, 1 death",
+        size: Size::Medium,
+        config: Config {
+            programs: [TWICE, ONCE, UNFENCED, 0],
+            give_ups: true,
+            kills: 1,
+            ..NOTHING
+        },
+        floor: 5_170_000,
     },
     Bounds {
         name: "3 threads x 1, give-ups, 2 deaths, 1 re-use, 1 panic of an heir",
@@ -81,7 +105,7 @@ pub(crate) const ALL: &[Bounds] = &[
             panics: 1,
             ..NOTHING
         },
-        floor: 6_700_000,
+        floor: 9_300_000,
     },
     Bounds {
         name: "3 threads, one tries, give-ups, 1 death, 1 re-use, 1 panic of an heir",
@@ -94,25 +118,25 @@ pub(crate) const ALL: &[Bounds] = &[
             panics: 1,
             ..NOTHING
         },
-        floor: 6_100_000,
+        floor: 8_210_000,
     },
     Bounds {
         name: "3 threads, two try, 2 deaths, 1 panic of an heir",
         size: Size::Medium,
         config: Config { programs: [TWICE, TRIES, TRIES, 0], kills: 2, panics: 1, ..NOTHING },
-        floor: 727_000,
+        floor: 976_000,
     },
     Bounds {
         name: "4 threads x 1, give-ups, 1 death",
         size: Size::Medium,
         config: Config { programs: [ONCE; 4], give_ups: true, kills: 1, ..NOTHING },
-        floor: 4_140_000,
+        floor: 6_110_000,
     },
     Bounds {
         name: "2 locks, 3 threads, one nests, give-ups, 2 deaths",
         size: Size::Medium,
         config: Config { programs: [NESTED, OTHER, ONCE, 0], give_ups: true, kills: 2, ..NOTHING },
-        floor: 1_130_000,
+        floor: 1_980_000,
     },
     Bounds {
         name: "2 locks, 3 threads, one nests, give-ups, 1 death, 1 re-use",
@@ -124,36 +148,36 @@ pub(crate) const ALL: &[Bounds] = &[
             reuses: 1,
             ..NOTHING
         },
-        floor: 10_500_000,
+        floor: 19_900_000,
     },
     Bounds {
         name: "3 threads x 2, give-ups, 2 deaths, 1 re-use",
         size: Size::Medium,
         config: TARGET,
-        floor: 45_000_000,
+        floor: 74_600_000,
     },
     Bounds {
         name: "2 locks, 3 threads, one nests, 2 deaths, 1 re-use",
         size: Size::Full,
         config: Config { programs: [NESTED, OTHER, ONCE, 0], kills: 2, reuses: 1, ..NOTHING },
-        floor: 11_900_000,
+        floor: 22_400_000,
     },
     Bounds {
         name: "3 threads x 2, give-ups, 2 deaths, 1 re-use, 1 panic of an heir",
         size: Size::Full,
         config: Config { panics: 1, ..TARGET },
-        floor: 60_400_000,
+        floor: 92_500_000,
     },
     Bounds {
         name: "3 threads x 1, give-ups, 2 deaths, 2 re-uses",
         size: Size::Full,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], reuses: 2, ..TARGET },
-        floor: 55_000_000,
+        floor: 82_700_000,
     },
     Bounds {
         name: "4 threads x 1, give-ups, 2 deaths, 1 panic of an heir",
         size: Size::Full,
         config: Config { programs: [ONCE; 4], reuses: 0, panics: 1, ..TARGET },
-        floor: 9_600_000,
+        floor: 13_600_000,
     },
 ];

@@ -104,8 +104,11 @@ pub(crate) fn kill(model: &LockModel, s: &State, i: usize) -> State {
     let id = s.id(i);
     let victim = s.threads[i];
     next.kills -= 1;
+    // What it stored is not lost, and is seen before its death. (Later than
+    // now: as if it had died later.)
+    next.drain_all(i);
     for lock in &mut next.locks {
-        lock.debt |= lock.owner == id;
+        lock.debt |= lock.owner.plain() == id;
     }
     let (exit, exit_pending) = match victim.pc {
         // `attach` has not told the kernel of this life word yet, or only by

@@ -16,22 +16,38 @@
 //!
 //! # What is a step
 //!
-//! Every access to shared memory is a step of its own, with three exceptions,
+//! Every access to shared memory is a step of its own, with four exceptions,
 //! each argued where it is made: a walk of the queue under the guard goes with
 //! the store that it is for; a compare-and-swap that is repeated until it
 //! succeeds is the one that does; reading the guard and its holder's life is
-//! one step. A kill can come before every step. The kernel's notice of a death
-//! is three later steps: mark, wake one, wake one for `list_op_pending`. A new
-//! thread can take a dead row over from the mark on. There is no heartbeat.
+//! one step; a barrier is one step. A kill can come before every step. The
+//! kernel's notice of a death is three later steps: mark, wake one, wake one for
+//! `list_op_pending`. A new thread can take a dead row over from the mark on.
+//! There is no heartbeat.
+//!
+//! # Memory
+//!
+//! Memory is sequentially consistent but for the one plain store that the lock
+//! relies on, `owner = 0` of a hasty release. That store goes into the thread's
+//! [`state::Buffer`] and leaves it, as a step of its own, at any time from then
+//! on, the oldest first: until then the others see the old owner, and the
+//! thread's later loads are executed ahead of the store (x86-TSO). The buffer is
+//! empty before the thread's next compare-and-swap, SeqCst store or system call,
+//! after a waiter's `membarrier`, and before the thread's death shows. The thread
+//! reads its own store from the buffer, so `is_owned_by_caller` never finds it the
+//! owner still; no step of the model needs that. An Arm-like machine too may
+//! execute the acquiring load behind a releasing store before that store is seen:
+//! the same reordering. All other words of the lock and of a waiter are accessed
+//! SeqCst where others depend on it.
 //!
 //! # What is left out
 //!
-//! * Memory is sequentially consistent. The place where a store buffer would go
-//!   is [`pc::Pc::UnlockStoreOwner`]: a buffer per thread, a step that flushes
-//!   it, and a barrier step before [`pc::Pc::ParkState`] of a head.
+//! * That a release also hands on the data: loom looks at that.
+//! * That stores of `attach` that only release, and those of the header's fences,
+//!   may be seen late: here they are seen at once.
 //! * Waiting for the guard is being blocked; that a guard waiter, parked on the
 //!   holder's life, can swallow the kernel's single wake and die with it, is in.
-//! * Detaching, spurious wakes, TIDs and generations that wrap.
+//! * Detaching, spurious wakes other than a poll's, TIDs and generations that wrap.
 //! * Livelock: a circle of steps that leads nowhere is not seen, a state that
 //!   no step leaves is.
 //! * The checker keeps a 64-bit fingerprint of each state. The chance that two

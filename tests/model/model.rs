@@ -4,8 +4,8 @@
 use stateright::{Model, Property};
 
 use crate::mutants::Mutant;
-use crate::pc::Pc;
-use crate::state::{DIED, Exit, Fault, Id, LOCKS, ROWS, Row, State, Thread, tid};
+use crate::pc::{Job, Pc};
+use crate::state::{DIED, Exit, Fault, Fenced, Id, LOCKS, ROWS, Row, State, Thread, tid};
 use crate::step::Stepper;
 use crate::{kernel, properties};
 
@@ -30,6 +30,7 @@ pub(crate) const PROGRAMS: &[&[Op]] = &[
     &[Lock(1), Unlock(1)],
     &[Lock(0), Lock(1), Unlock(1), Unlock(0)],
     &[Try(0), Unlock(0)],
+    &[Lock(0), Unlock(0)],
 ];
 
 /// Locks A once.
@@ -42,6 +43,11 @@ pub(crate) const OTHER: u8 = 3;
 pub(crate) const NESTED: u8 = 4;
 /// Tries A once.
 pub(crate) const TRIES: u8 = 5;
+
+/// Locks A once, and cannot have the others fence: its process is refused
+/// `membarrier` from some time after it joined. (Who is refused at once also
+/// fences itself from the start, as [`Thread::fencing`] says.)
+pub(crate) const UNFENCED: u8 = 6;
 
 /// The bounds of an exploration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -90,6 +96,10 @@ pub(crate) enum Action {
     },
     /// A new thread takes the dead row over.
     Reuse(u8),
+    /// The oldest store in the thread's buffer becomes visible.
+    Drain(u8),
+    /// The waiting thread, which polls, looks again.
+    Poll(u8),
 }
 
 impl LockModel {
@@ -107,6 +117,7 @@ impl LockModel {
         let thread = &s.threads[i];
         match thread.pc {
             Pc::Done | Pc::Sleeping => false,
+            pc if !thread.buffer.is_empty() && !pc.may_be_buffered() => false,
             Pc::GuardTake => {
                 let guard = s.locks[usize::from(thread.lock)].guard;
                 guard.is_nobody()
@@ -122,7 +133,8 @@ impl LockModel {
     pub(crate) fn moves(&self, s: &State) -> bool {
         (0..ROWS).any(|i| {
             let thread = &s.threads[i];
-            thread.exit != Exit::Nothing || thread.alive && self.can_step(s, i)
+            let goes_on = self.can_step(s, i) || !thread.buffer.is_empty() || polls(thread);
+            thread.exit != Exit::Nothing || thread.alive && goes_on
         })
     }
 
@@ -130,7 +142,8 @@ impl LockModel {
         let thread = &s.threads[i];
         // A second death in the row while the kernel is busy with the first is
         // left out: there is one set of exit registers for each row.
-        let killable = s.kills > 0 && thread.pc != Pc::Done && thread.exit == Exit::Nothing;
+        let done = thread.pc == Pc::Done && thread.buffer.is_empty();
+        let killable = s.kills > 0 && !done && thread.exit == Exit::Nothing;
         killable.then_some(Action::Kill(i as u8))
     }
 
@@ -140,7 +153,13 @@ impl LockModel {
         if self.can_step(s, i) {
             actions.push(Action::Step(row));
         }
-        if matches!(thread.pc, Pc::ParkState | Pc::Sleeping)
+        if !thread.buffer.is_empty() {
+            actions.push(Action::Drain(row));
+        }
+        if polls(thread) {
+            actions.push(Action::Poll(row));
+        }
+        if matches!(thread.pc, Pc::FenceOwners | Pc::DemandFences | Pc::ParkState | Pc::Sleeping)
             && self.config.give_ups
             && !thread.expired
         {
@@ -159,9 +178,14 @@ impl LockModel {
     fn first_of_all(&self, s: &State) -> Option<usize> {
         (0..ROWS).find(|&i| {
             let thread = &s.threads[i];
-            thread.alive && thread.pc.is_local() && !is_targeted(s, i)
+            thread.alive && thread.buffer.is_empty() && thread.pc.is_local() && !is_targeted(s, i)
         })
     }
+}
+
+/// Is the thread asleep, and not for long?
+fn polls(thread: &Thread) -> bool {
+    thread.pc == Pc::Sleeping && thread.fenced == Fenced::Polls
 }
 
 /// Does another thread hold `{row, round}` of row `i`, to nudge or to grant?
@@ -183,6 +207,14 @@ pub(crate) fn normalise(s: &mut State) {
         thread.peer_id = if live.id { thread.peer_id } else { Id::NOBODY };
         thread.peer_round = if live.round { thread.peer_round } else { 0 };
         thread.job = if live.job { thread.job } else { Default::default() };
+        // A poll is one sleep's. What a barrier has shown is one wait's.
+        let over = match thread.fenced {
+            Fenced::Polls => !(Pc::ParkState..=Pc::Sleeping).contains(&thread.pc),
+            _ => !thread.waiting && thread.pc > Pc::EnqueueCasTail || thread.job == Job::GiveUp,
+        };
+        if over {
+            thread.fenced = Fenced::No;
+        }
         if s.panics == 0 {
             thread.heir_of = Id::NOBODY;
         }
@@ -253,6 +285,12 @@ impl Model for LockModel {
             Action::Kill(i) => kernel::kill(self, s, i.into()),
             Action::Exit { row, woken } => kernel::exit(s, row.into(), woken),
             Action::Reuse(i) => kernel::reuse(s, i.into(), self.config.reuser),
+            Action::Drain(i) => {
+                let mut next = *s;
+                next.drain(i.into());
+                next
+            }
+            Action::Poll(i) => Stepper::new(self, *s, i.into()).poll(),
         };
         normalise(&mut next);
         Some(next)

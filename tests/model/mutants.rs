@@ -11,11 +11,15 @@
 //!   to watch the row in between is in the queue behind it, and nudged.
 //! * Faults that only spin, such as reading an owner as dead and never taking
 //!   the lock over: every state has a step, and none is stuck.
-//! * Faults of memory ordering: memory is sequentially consistent here.
+//! * `Mutant::SettledHastily`: whoever queued while a thread acquired on the fast
+//!   path keeps `tail` from 0 until he has gone, and whoever queues later has a
+//!   barrier of his own. (Explored in full with two threads x 2, a death and a
+//!   re-use; three x 2 and four x 1, a death; three, two deaths, a panic.)
+//! * Faults of memory ordering, but for those of the hasty release.
 //! * Faults in how a thread parks on the guard word itself (a wake of one where
 //!   all are due): waiting for the guard is not spelt out.
 
-use crate::model::{Config, NESTED, ONCE, OTHER, TWICE};
+use crate::model::{Config, NESTED, ONCE, OTHER, TWICE, UNFENCED};
 use crate::properties::{CHAIN_TRUTH, FCFS, NO_STUCK_WAITER, TOLD_ONCE};
 
 /// A deliberate fault.
@@ -85,6 +89,21 @@ pub(crate) enum Mutant {
     PanicWithoutNudge,
     /// Whoever finds NUDGED leaves the wake to whoever stored it.
     WakeOnlyParked,
+    /// A head sleeps without a barrier.
+    NoBarrier,
+    /// A head does not look again after its barrier.
+    NoLookAfterBarrier,
+    /// A waiter has its barrier before it enqueues, not after.
+    BarrierBeforeEnqueue,
+    /// An owner whose word says FENCES releases without a fence.
+    GrantedHastily,
+    /// Whoever acquired while somebody queued releases without a fence.
+    SettledHastily,
+    /// A head that cannot have a barrier sleeps as if it had had one.
+    UnfencedSleeps,
+    /// A thread that the others' barriers do not reach releases without a
+    /// fence.
+    UnregisteredHastily,
 }
 
 /// Where a deliberate fault shows.
@@ -122,6 +141,10 @@ const TWO: Config = Config { programs: [TWICE, TWICE, 0, 0], reuses: 1, ..DEADLI
 const HEIRS: Config = Config { kills: 2, panics: 1, ..DEATH };
 /// Two locks, so that one death concerns two queues.
 const LOCKS: Config = Config { programs: [NESTED, OTHER, ONCE, 0], ..DEATH };
+/// Two threads, no luck.
+const PAIR: Config = Config { programs: [ONCE, ONCE, 0, 0], ..NOTHING };
+/// And one of them cannot have a barrier.
+const POLL: Config = Config { programs: [ONCE, UNFENCED, 0, 0], ..NOTHING };
 
 const fn catch(mutant: Mutant, property: &'static str, config: Config) -> Catch {
     Catch { mutant, property, config, slow: false }
@@ -163,4 +186,10 @@ pub(crate) const CAUGHT: &[Catch] = &[
     catch(Mutant::PanicNotRetold, TOLD_ONCE, HEIRS),
     catch(Mutant::PanicWithoutNudge, NO_STUCK_WAITER, HEIRS),
     catch(Mutant::WakeOnlyParked, NO_STUCK_WAITER, DEATH),
+    catch(Mutant::NoBarrier, NO_STUCK_WAITER, PAIR),
+    catch(Mutant::NoLookAfterBarrier, NO_STUCK_WAITER, PAIR),
+    catch(Mutant::BarrierBeforeEnqueue, NO_STUCK_WAITER, PAIR),
+    catch(Mutant::GrantedHastily, NO_STUCK_WAITER, DEATH),
+    catch(Mutant::UnfencedSleeps, NO_STUCK_WAITER, POLL),
+    catch(Mutant::UnregisteredHastily, NO_STUCK_WAITER, POLL),
 ];

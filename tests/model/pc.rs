@@ -57,6 +57,7 @@ program_counter! {
     LockCasOwner = "RawMutex::lock": "CAS owner from free",
     LockReloadTail = "RawMutex::lock": "load tail again, owning",
 
+    LookWhoFences = "look_who_fences": "load the header's fences",
     PublishLock = "lock_slow": "store row.lock",
     PublishId = "lock_slow": "store waiting_as",
     PublishState = "lock_slow": "store state",
@@ -77,6 +78,8 @@ program_counter! {
     BehindRelay = "step_behind": "relay: wake all on the predecessor's life",
     SpliceOwn = "step_behind": "store prev, past a dead predecessor",
 
+    FenceOwners = "fence_owners": "membarrier",
+    DemandFences = "demand_fences": "store the header's fences",
     ParkState = "park": "CAS state to PARKED",
     ParkPending = "park": "store list_op_pending",
     ParkWait = "park": "futex_waitv compares and sleeps",
@@ -103,8 +106,9 @@ program_counter! {
 
     UnlockLoadTail = "RawMutex::unlock": "load tail",
     UnlockStoreOwner = "RawMutex::unlock": "store owner = 0",
+    UnlockStoreHastily = "unlock_fast": "store owner = 0, into the buffer",
     UnlockStoreDead = "RawMutex::unlock, heir panics": "store owner = the dead id",
-    UnlockReloadTail = "RawMutex::unlock": "fence, load tail",
+    UnlockReloadTail = "RawMutex::unlock": "load tail again",
     WalkDead = "Queue::splice": "walk for dead waiters",
     SpliceStore = "Queue::splice": "unlink a dead waiter",
     GrantFree = "grant_slow": "nobody waits: store owner = 0",
@@ -154,6 +158,8 @@ impl Pc {
             }
             Pc::HeadLoadGeneration => Registers { word: true, seen: true, ..none },
             Pc::BehindReloadPrev
+            | Pc::FenceOwners
+            | Pc::DemandFences
             | Pc::ParkState
             | Pc::ParkPending
             | Pc::ParkWait
@@ -179,6 +185,20 @@ impl Pc {
             | Pc::AttachUnlink => working,
             _ => none,
         }
+    }
+
+    /// Can the step be taken while a store is in the buffer? Loads can, and
+    /// plain stores behind it. What is SeqCst, a compare-and-swap or a system
+    /// call waits until the buffer is empty.
+    pub(crate) fn may_be_buffered(self) -> bool {
+        matches!(
+            self,
+            Pc::LockLoadTail
+                | Pc::LookWhoFences
+                | Pc::UnlockLoadTail
+                | Pc::UnlockStoreHastily
+                | Pc::UnlockReloadTail
+        )
     }
 
     /// Does the step touch only what no other thread's step reads or writes?

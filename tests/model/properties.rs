@@ -51,7 +51,9 @@ fn chain_truth(s: &State) -> bool {
         (0..ROWS).all(|i| {
             let thread = &s.threads[i];
             let waits = thread.waiting && usize::from(thread.lock) == lock;
-            !waits || s.locks[lock].owner == s.id(i) || chain.as_slice().contains(&(i as u8 + 1))
+            !waits
+                || s.locks[lock].owner.plain() == s.id(i)
+                || chain.as_slice().contains(&(i as u8 + 1))
         })
     }) && s.fault != Fault::NotLinked
 }

@@ -146,20 +146,15 @@ impl Stepper<'_> {
     /// `RawMutex::unlock`, `grant_slow`, `release_slow`.
     pub(crate) fn step_unlock(&mut self, pc: Pc) {
         match pc {
-            Pc::UnlockLoadTail => {
-                self.leave_critical_section();
-                match self.lock().tail {
-                    0 => self.go(Pc::UnlockStoreOwner),
-                    _ => self.work(Job::Grant, Pc::PublishRow),
-                }
-            }
+            Pc::UnlockLoadTail => self.unlock_load_tail(),
             Pc::UnlockStoreOwner => {
                 self.free();
-                if self.is(Mutant::NoReleaseSlow) {
-                    self.next_operation();
-                } else {
-                    self.go(Pc::UnlockReloadTail);
-                }
+                self.unlock_stored();
+            }
+            Pc::UnlockStoreHastily => {
+                let lock = self.lock_number();
+                self.thread().buffer.push(lock);
+                self.unlock_stored();
             }
             Pc::UnlockStoreDead => self.unlock_store_dead(),
             Pc::UnlockReloadTail => self.unlock_reload_tail(),
@@ -181,6 +176,30 @@ impl Stepper<'_> {
         }
     }
 
+    /// Of `unlock_fast` or of `unlock_slow`. (Who finds a queue in the former
+    /// looks once more in the latter: as if it looked then only. It may find
+    /// none any more, and then does what [`Pc::UnlockStoreHastily`] and a buffer
+    /// that is drained at once do.)
+    fn unlock_load_tail(&mut self) {
+        self.leave_critical_section();
+        let hasty = self.is_hasty() || self.is(Mutant::GrantedHastily);
+        let bit = 1 << self.lock_number();
+        self.thread().hasty &= !bit;
+        match self.lock().tail {
+            0 if hasty => self.go(Pc::UnlockStoreHastily),
+            0 => self.go(Pc::UnlockStoreOwner),
+            _ => self.work(Job::Grant, Pc::PublishRow),
+        }
+    }
+
+    fn unlock_stored(&mut self) {
+        if self.is(Mutant::NoReleaseSlow) {
+            self.next_operation();
+        } else {
+            self.go(Pc::UnlockReloadTail);
+        }
+    }
+
     fn leave_critical_section(&mut self) {
         if !self.owns() {
             self.s.fault = Fault::NotOwner;
@@ -191,9 +210,7 @@ impl Stepper<'_> {
 
     /// `owner = 0`.
     fn free(&mut self) {
-        let lock = self.lock();
-        lock.owner = Id::NOBODY;
-        lock.inherited = false;
+        self.s.free(self.lock_number());
     }
 
     /// An heir panics before its release: the next owner is to be told again.
@@ -225,8 +242,8 @@ impl Stepper<'_> {
         }
     }
 
-    /// The fence is implied: the model's memory is sequentially consistent. (A
-    /// store buffer for `owner` goes between the store and this load.)
+    /// Behind a hasty release the store may still be in the buffer: then the
+    /// processor executes this load first.
     fn unlock_reload_tail(&mut self) {
         let published = self.s.rows[self.i].lock != 0;
         match (self.lock().tail, published) {
@@ -283,7 +300,7 @@ impl Stepper<'_> {
         let new = thread.pc == Pc::AttachGeneration || self.s.id(i) != id;
         let dead = !thread.alive || new;
         let lock = self.lock();
-        lock.owner = id;
+        lock.owner = id.as_fencing();
         lock.inherited &= keeps;
         lock.debt |= dead;
         self.go(match self.is(Mutant::UnlinkBeforeOwner) {

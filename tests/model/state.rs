@@ -17,11 +17,13 @@ pub(crate) const ROWS: usize = 4;
 /// Locks in the segment.
 pub(crate) const LOCKS: usize = 2;
 
-/// `{ generation, index }`; all zero is nobody. The flag `INHERITED` is kept
-/// beside it, see [`Lock::inherited`].
+/// `{ FENCES, generation, index }`; all zero is nobody. The flag `INHERITED` is
+/// kept beside it, see [`Lock::inherited`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
 #[repr(transparent)]
 pub(crate) struct Id(u8);
+
+const FENCES: u8 = 1 << 7;
 
 impl Id {
     /// Index 0.
@@ -39,12 +41,27 @@ impl Id {
 
     /// Which thread of that row.
     pub(crate) fn generation(self) -> u8 {
-        self.0 >> 3
+        (self.0 & !FENCES) >> 3
+    }
+
+    /// Will the owner release with a fence?
+    pub(crate) fn fences(self) -> bool {
+        self.0 & FENCES != 0
+    }
+
+    /// The same participant as one who will release with a fence.
+    pub(crate) fn as_fencing(self) -> Id {
+        Id(self.0 | FENCES)
+    }
+
+    /// The participant alone, without the flag.
+    pub(crate) fn plain(self) -> Id {
+        Id(self.0 & !FENCES)
     }
 
     /// Nobody?
     pub(crate) fn is_nobody(self) -> bool {
-        self.0 == 0
+        self.index() == 0
     }
 }
 
@@ -104,7 +121,7 @@ pub(crate) struct Row {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
 #[repr(C)]
 pub(crate) struct Lock {
-    /// `owner` without its flag.
+    /// `owner` without its flag `INHERITED`.
     pub(crate) owner: Id,
     /// The flag `INHERITED` of `owner`.
     pub(crate) inherited: bool,
@@ -114,6 +131,58 @@ pub(crate) struct Lock {
     pub(crate) guard: Id,
     /// Ghost: an owner died or an heir panicked, and no owner was told yet.
     pub(crate) debt: bool,
+}
+
+/// `wait_turn`'s `seen`: does every owner that was there when the waiter queued
+/// see that? Once in a wait is enough: who acquires later finds the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(u8)]
+pub(crate) enum Fenced {
+    /// Not known: no barrier yet.
+    #[default]
+    No,
+    /// Yes.
+    Yes,
+    /// The waiter cannot have a barrier, and looks again soon.
+    Polls,
+}
+
+/// The stores `owner = 0` that a thread has executed and that others do not see
+/// yet, the oldest first: at most one of each lock, for no lock can be acquired
+/// before it is seen to be free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, IntoBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct Buffer(u8);
+
+impl Buffer {
+    /// Nothing in it?
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The locks, 0-based, in the order of the stores.
+    pub(crate) fn locks(self) -> impl Iterator<Item = usize> {
+        [self.0 & 3, self.0 >> 2].into_iter().filter(|&lock| lock != 0).map(|n| usize::from(n) - 1)
+    }
+
+    /// One more store.
+    pub(crate) fn push(&mut self, lock: usize) {
+        debug_assert!(self.0 >> 2 == 0, "two locks, two stores");
+        let entry = lock as u8 + 1;
+        self.0 |= if self.is_empty() { entry } else { entry << 2 };
+    }
+
+    /// The oldest store leaves: the lock that is free from now on.
+    fn pop(&mut self) -> Option<usize> {
+        let oldest = self.locks().next();
+        self.0 >>= 2;
+        oldest
+    }
+
+    /// As a number, for [`crate::symmetry`].
+    pub(crate) fn bits(self) -> u8 {
+        self.0
+    }
 }
 
 /// What the kernel has still to do for the last thread that died in a row.
@@ -164,6 +233,14 @@ pub(crate) struct Thread {
     pub(crate) heir_of: Id,
     /// The deadline has passed.
     pub(crate) expired: bool,
+    /// Register: `wait_turn`'s `seen`.
+    pub(crate) fenced: Fenced,
+    /// `Attachment::hasty`, the other way round: releases with a fence always.
+    pub(crate) fencing: bool,
+    /// What the guards say: bit per lock that was acquired on the fast path.
+    pub(crate) hasty: u8,
+    /// The processor's store buffer.
+    pub(crate) buffer: Buffer,
     /// Ghost: bit per lock between acquire and release.
     pub(crate) held: u8,
     /// Ghost: past the doorway, not yet an owner that knows it.
@@ -211,6 +288,8 @@ pub(crate) struct State {
     pub(crate) reuses: u8,
     /// Panics of heirs left.
     pub(crate) panics: u8,
+    /// The segment's header: somebody has joined who cannot fence the others.
+    pub(crate) fences: bool,
     /// What went wrong in the step that led here.
     pub(crate) fault: Fault,
 }
@@ -237,6 +316,26 @@ impl State {
     /// The id of the thread in row `i` (0-based).
     pub(crate) fn id(&self, i: usize) -> Id {
         Id::new(i as u8 + 1, self.rows[i].generation)
+    }
+
+    /// The oldest store in the buffer of row `i` (0-based) becomes visible.
+    pub(crate) fn drain(&mut self, i: usize) {
+        if let Some(lock) = self.threads[i].buffer.pop() {
+            self.free(lock);
+        }
+    }
+
+    /// All stores in the buffer of row `i` (0-based) become visible.
+    pub(crate) fn drain_all(&mut self, i: usize) {
+        while !self.threads[i].buffer.is_empty() {
+            self.drain(i);
+        }
+    }
+
+    /// `owner = 0`, for all to see.
+    pub(crate) fn free(&mut self, lock: usize) {
+        self.locks[lock].owner = Id::NOBODY;
+        self.locks[lock].inherited = false;
     }
 
     /// The queue of a lock, newest first; `None` if it runs in a circle.

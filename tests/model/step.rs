@@ -1,10 +1,10 @@
 //! One step of one thread: the frame around the functions of the crate.
 
 use crate::kernel;
-use crate::model::{LockModel, Op, PROGRAMS};
+use crate::model::{LockModel, Op, PROGRAMS, UNFENCED};
 use crate::mutants::Mutant;
 use crate::pc::{Job, Pc};
-use crate::state::{DIED, Fault, Id, Lock, State, Thread};
+use crate::state::{DIED, Fault, Fenced, Id, Lock, ROWS, State, Thread};
 
 /// A thread about to take a step.
 pub(crate) struct Stepper<'m> {
@@ -77,7 +77,7 @@ impl<'m> Stepper<'m> {
 
     /// Is the owner word this thread's?
     pub(crate) fn owns(&self) -> bool {
-        self.header().owner == self.me()
+        self.header().owner.plain() == self.me()
     }
 
     /// The next step.
@@ -144,9 +144,36 @@ impl<'m> Stepper<'m> {
         kernel::forget(&mut self.s, self.i as u8 + 1);
     }
 
+    /// Does the lock's guard say that it was acquired on the fast path, and may
+    /// the thread release such a lock without a fence?
+    pub(crate) fn is_hasty(&self) -> bool {
+        let thread = self.registers();
+        thread.hasty & 1 << thread.lock != 0 && !thread.fencing
+    }
+
+    /// `membarrier`: the buffer of whoever has freed the lock that this thread
+    /// waits for, and nobody saw it, drains.
+    ///
+    /// The other buffers drain as well, each at another moment of the call. No
+    /// waiter can tell: of each lock one store at most is in all the buffers,
+    /// and before its own lock's is drained it is as if the call came later.
+    pub(crate) fn membarrier(&mut self) {
+        let lock = self.lock_number();
+        for i in 0..ROWS {
+            let thread = &self.s.threads[i];
+            if thread.program == UNFENCED && self.is(Mutant::UnregisteredHastily) {
+                continue;
+            }
+            if thread.buffer.locks().any(|freed| freed == lock) {
+                self.s.drain_all(i);
+            }
+        }
+        self.thread().fenced = Fenced::Yes;
+    }
+
     /// Is the operation in progress a `try_lock`?
-    pub(crate) fn is_try(&mut self) -> bool {
-        let thread = self.thread();
+    pub(crate) fn is_try(&self) -> bool {
+        let thread = self.registers();
         matches!(PROGRAMS[usize::from(thread.program)][usize::from(thread.op) - 1], Op::Try(_))
     }
 

@@ -18,7 +18,8 @@ impl Renumbering {
     }
 
     fn id(&self, id: Id) -> Id {
-        Id::new(self.index(id.index()), id.generation())
+        let renumbered = Id::new(self.index(id.index()), id.generation());
+        if id.fences() { renumbered.as_fencing() } else { renumbered }
     }
 
     /// Of a set of rows, bit `i` for row `i`.
@@ -73,7 +74,10 @@ fn key(s: &State, i: usize) -> u64 {
         roles as u8,
         // Fewer ahead in the queue, or behind: no numbers either.
         thread.ahead.count_ones() as u8 | u8::from(row.prev != 0) << 4 | thread.held << 5,
-        u8::from(thread.peer != 0) | u8::from(thread.pending != 0) << 1,
+        u8::from(thread.peer != 0)
+            | u8::from(thread.pending != 0) << 1
+            | thread.buffer.bits() << 2
+            | (thread.fenced as u8) << 6,
     ];
     u64::from_be_bytes(bytes)
 }

@@ -57,6 +57,13 @@ fn describe(s: &State, action: Action) -> (String, &'static str, String) {
             };
             (format!("row {}", row + 1), "kernel exit", what)
         }
+        Action::Drain(i) => {
+            (format!("cpu of {}", i + 1), "store buffer", "the oldest store is seen".into())
+        }
+        Action::Poll(i) => {
+            let (who, (function, _)) = thread(i);
+            (who, function, "the poll's time is over".into())
+        }
         Action::Reuse(i) => {
             (format!("row {}", i + 1), "attach", "a new thread takes the row".into())
         }
@@ -76,7 +83,9 @@ fn effect(old: &State, new: &State) -> String {
         let name = ["A", "B"][k];
         let (a, b) = (&old.locks[k], &new.locks[k]);
         let owner = |l: &crate::state::Lock| {
-            format!("{}{}", id(l.owner), if l.inherited { "|INHERITED" } else { "" })
+            let inherited = if l.inherited { "|INHERITED" } else { "" };
+            let fences = if l.owner.fences() { "|FENCES" } else { "" };
+            format!("{}{inherited}{fences}", id(l.owner))
         };
         differ(format!("{name}.owner"), owner(a), owner(b));
         differ(format!("{name}.tail"), a.tail.to_string(), b.tail.to_string());
@@ -96,6 +105,12 @@ fn effect(old: &State, new: &State) -> String {
             if pc == Pc::Sleeping { "asleep" } else { "awake" }
         };
         differ(format!("thread {n}"), awake(a.pc).into(), awake(b.pc).into());
+        let buffer = |t: &crate::state::Thread| {
+            let names: String = t.buffer.locks().map(|k| ["A", "B"][k]).collect();
+            if names.is_empty() { "nothing".into() } else { names }
+        };
+        differ(format!("buffer[{n}]"), buffer(a), buffer(b));
+        differ(format!("fenced[{n}]"), format!("{:?}", a.fenced), format!("{:?}", b.fenced));
         differ(format!("pending[{n}]"), a.pending.to_string(), b.pending.to_string());
         let holds = |held: u8| ["nothing", "A", "B", "A and B"][usize::from(held & 3)];
         differ(format!("thread {n} holds"), holds(a.held).into(), holds(b.held).into());

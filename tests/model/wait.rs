@@ -1,9 +1,10 @@
 //! `RawMutex::lock`, `lock_slow` and its wait loop, `park`, `leave`, `give_up`.
 
 use crate::kernel;
+use crate::model::UNFENCED;
 use crate::mutants::Mutant;
 use crate::pc::{Job, Pc};
-use crate::state::{Code, Fault, State, tid};
+use crate::state::{Code, Fault, Fenced, Id, State, tid};
 use crate::step::Stepper;
 
 impl Stepper<'_> {
@@ -13,9 +14,18 @@ impl Stepper<'_> {
             Pc::LockLoadTail => self.lock_load_tail(),
             Pc::LockCasOwner => self.lock_cas_owner(),
             Pc::LockReloadTail => match self.lock().tail {
-                0 => self.next_operation(),
-                _ => self.work(Job::Barge, Pc::PublishRow),
+                0 => self.lock_done(),
+                _ => {
+                    if self.is(Mutant::SettledHastily) {
+                        self.mark_hasty();
+                    }
+                    self.work(Job::Barge, Pc::PublishRow);
+                }
             },
+            Pc::LookWhoFences => {
+                self.thread().fencing |= self.s.fences;
+                self.go(Pc::PublishLock);
+            }
             Pc::PublishLock => {
                 self.s.rows[self.i].lock = self.thread().lock + 1;
                 self.go(Pc::PublishId);
@@ -31,6 +41,9 @@ impl Stepper<'_> {
             }
             Pc::EnqueueLoadTail => {
                 self.thread().peer = self.lock().tail;
+                if self.is(Mutant::BarrierBeforeEnqueue) {
+                    self.membarrier();
+                }
                 self.go(Pc::EnqueueStorePrev);
             }
             Pc::EnqueueStorePrev => {
@@ -48,23 +61,41 @@ impl Stepper<'_> {
             self.doorway();
             self.go(Pc::LockCasOwner);
         } else {
-            self.go(Pc::PublishLock);
+            self.lock_slow();
         }
     }
 
     fn lock_cas_owner(&mut self) {
         if self.lock().owner.is_nobody() {
-            self.own(false);
+            let me = self.me();
+            self.own(if self.registers().fencing { me.as_fencing() } else { me }, false);
             self.acquired();
             if self.is(Mutant::NoSettleBarge) {
-                self.next_operation();
+                self.lock_done();
             } else {
                 self.go(Pc::LockReloadTail);
             }
         } else {
             self.thread().ahead = 0;
-            self.go(Pc::PublishLock);
+            self.lock_slow();
         }
+    }
+
+    /// Acquired on the fast path: `Fast::Done`.
+    fn lock_done(&mut self) {
+        self.mark_hasty();
+        self.next_operation();
+    }
+
+    fn mark_hasty(&mut self) {
+        let bit = 1 << self.lock_number();
+        self.thread().hasty |= bit;
+    }
+
+    /// The look at who fences is a step where somebody cannot.
+    fn lock_slow(&mut self) {
+        let all_fence = self.model.config.programs.iter().all(|&program| program != UNFENCED);
+        self.go(if all_fence { Pc::PublishLock } else { Pc::LookWhoFences });
     }
 
     /// The doorway of the slow path.
@@ -79,8 +110,7 @@ impl Stepper<'_> {
     }
 
     /// The owner word becomes this thread's.
-    fn own(&mut self, inherited: bool) {
-        let me = self.me();
+    fn own(&mut self, me: Id, inherited: bool) {
         let lock = self.lock();
         lock.owner = me;
         lock.inherited = inherited;
@@ -107,6 +137,7 @@ impl Stepper<'_> {
             Pc::BehindLoadLife | Pc::BehindReloadPrev | Pc::BehindRelay | Pc::SpliceOwn => {
                 self.step_behind(pc);
             }
+            Pc::FenceOwners | Pc::DemandFences => self.step_fence(pc),
             Pc::ParkState
             | Pc::ParkPending
             | Pc::ParkWait
@@ -145,14 +176,14 @@ impl Stepper<'_> {
                 self.thread().word = owner;
                 if owner.is_nobody() {
                     self.go(Pc::HeadCasFree);
-                } else if owner == self.me() {
+                } else if owner.plain() == self.me() {
                     self.own_at_last();
                 } else {
                     self.go(Pc::HeadLoadLife);
                 }
             }
             Pc::HeadCasFree if self.lock().owner.is_nobody() => {
-                self.own(false);
+                self.own(self.me().as_fencing(), false);
                 self.own_at_last();
             }
             Pc::HeadCasFree => self.go(Pc::LookOwner),
@@ -170,7 +201,7 @@ impl Stepper<'_> {
                 self.thread().peer = owner.index();
                 let same = self.s.row(owner.index()).generation == owner.generation();
                 if same || self.is(Mutant::NoDeadCheckOfOwner) {
-                    self.go(Pc::ParkState);
+                    self.watch(owner);
                 } else {
                     self.go(Pc::HeadRelay);
                 }
@@ -184,11 +215,39 @@ impl Stepper<'_> {
         }
     }
 
+    /// The owner lives: sleeps, unless it may not have seen that somebody
+    /// waits. (A `try_lock` goes to [`Pc::ParkState`] to give up.)
+    fn watch(&mut self, owner: Id) {
+        let unseen = !owner.fences() && self.registers().fenced == Fenced::No;
+        self.go(match unseen && !self.is_try() {
+            true if self.registers().program == UNFENCED => Pc::DemandFences,
+            true => Pc::FenceOwners,
+            false => Pc::ParkState,
+        });
+    }
+
+    fn step_fence(&mut self, pc: Pc) {
+        if pc == Pc::DemandFences {
+            self.s.fences = true;
+            self.thread().fencing = true;
+            if !self.is(Mutant::UnfencedSleeps) {
+                self.thread().fenced = Fenced::Polls;
+            }
+            return self.go(Pc::ParkState);
+        }
+        if self.is(Mutant::NoBarrier) {
+            self.thread().fenced = Fenced::Yes;
+        } else {
+            self.membarrier();
+        }
+        self.go(if self.is(Mutant::NoLookAfterBarrier) { Pc::ParkState } else { Pc::LookOwner });
+    }
+
     fn head_cas_dead(&mut self) {
         let dead = self.thread().word;
         if self.lock().owner == dead {
-            self.own(!self.is(Mutant::InheritedDropped));
-            self.thread().heir_of = dead;
+            self.own(self.me().as_fencing(), !self.is(Mutant::InheritedDropped));
+            self.thread().heir_of = dead.plain();
             self.own_at_last();
         } else {
             self.go(Pc::LookOwner);
@@ -304,6 +363,12 @@ impl Stepper<'_> {
         self.s
     }
 
+    /// The sleep of a thread that could not make the owner see it is over.
+    pub(crate) fn poll(mut self) -> State {
+        self.go(Pc::ParkLoadLife);
+        self.s
+    }
+
     /// `give_up` under the guard, not being the owner.
     fn give_up_unlink(&mut self) {
         let (lock, index) = (self.lock_number(), self.index());
@@ -350,6 +415,8 @@ impl Stepper<'_> {
     }
 
     fn attach_relay(&mut self) {
+        // `look_who_fences`, just before: it matters not how old the answer is.
+        self.thread().fencing = self.s.fences;
         if !self.is(Mutant::AttachWithoutFirstRelay) && !self.is(Mutant::AttachWithoutRelays) {
             let index = self.index();
             kernel::wake_life(&mut self.s, index);
