@@ -190,8 +190,8 @@ impl RawMutex {
                 return Err(Corrupted("a thread is queued before it queues"));
             }
             row.prev.store(tail, SeqCst);
-            match self.0.tail.compare_exchange(tail, index, SeqCst, SeqCst) {
-                Ok(_) => return Ok(waiting),
+            match self.0.tail.replace(tail, index) {
+                Ok(()) => return Ok(waiting),
                 Err(now) => tail = now,
             }
         }
@@ -409,7 +409,6 @@ impl RawMutex {
     #[cold]
     fn grant_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
         let granted = self.editing(me, |guard| {
-            guard.splice_dead()?;
             let Some(oldest) = guard.oldest()? else {
                 self.0.owner.store(0, SeqCst);
                 return Ok(None);
@@ -439,10 +438,7 @@ impl RawMutex {
     /// thread, out of the queue and not yet awake.
     #[cold]
     pub(crate) fn release_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
-        let oldest = self.editing(me, |guard| {
-            guard.splice_dead()?;
-            guard.oldest()
-        })?;
+        let oldest = self.editing(me, |guard| guard.oldest())?;
         match oldest {
             Some(oldest) if !active(Fault::NoNudgeOnRelease) => wait::nudge(me, oldest.index),
             _ => Ok(()),

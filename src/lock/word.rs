@@ -4,6 +4,7 @@
 use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
 use crate::memory::map::Mapping;
 use crate::participant::id::Id;
+use crate::participant::table::Link;
 use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
@@ -14,12 +15,14 @@ use zerocopy::FromBytes;
 /// |---|---|---|---|
 /// | `owner` | id of the owner, with INHERITED if it took over from a dead one; 0 free | the new owner itself, or the old one when it hands over | the owner |
 /// | `tail` | row of the newest waiter, 0 no queue | who enqueues | who holds the guard |
+/// | `head` | row of the oldest waiter, if that is known already; else 0 | who holds the guard | who holds the guard |
 /// | `guard` | the thread that edits the queue, 0 none; see [`Editor`] | that thread; by CAS over a dead one's | that thread |
 #[derive(FromBytes, Debug)]
 #[repr(C)]
 pub(crate) struct LockWords {
     pub(crate) owner: AtomicU64,
-    pub(crate) tail: AtomicU32,
+    pub(crate) tail: Link,
+    pub(crate) head: Link,
     pub(crate) guard: AtomicU32,
 }
 
@@ -27,13 +30,14 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<LockWords>() == LOCK_SIZE && align_of::<LockWords>() == LOCK_ALIGN);
     assert!(offset_of!(LockWords, owner) == 0 && offset_of!(LockWords, tail) == 8);
-    assert!(offset_of!(LockWords, guard) == 12);
+    assert!(offset_of!(LockWords, head) == 10 && offset_of!(LockWords, guard) == 12);
 };
 
 impl LockWords {
     /// An unlocked lock.
     pub(crate) const fn new() -> Self {
-        Self { owner: AtomicU64::new(0), tail: AtomicU32::new(0), guard: AtomicU32::new(0) }
+        let (owner, guard) = (AtomicU64::new(0), AtomicU32::new(0));
+        Self { owner, tail: Link::new(), head: Link::new(), guard }
     }
 
     /// What a row's `lock` field calls this lock.
