@@ -27,7 +27,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-static LOCK: RawMutex = RawMutex::new();
+static LOCK: RawMutex = RawMutex::new(super::word::Policy::Fifo);
 static TOKEN: CancelToken = CancelToken::new();
 
 /// One mapping serves every execution: nothing writes to its memory.

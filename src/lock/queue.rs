@@ -21,6 +21,7 @@ use crate::participant::id::Id;
 use crate::participant::life::died;
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sys::clock;
 use crate::sys::fault::{Fault, active};
 use crate::sys::futex;
 
@@ -31,6 +32,8 @@ const CYCLE: Corrupted = Corrupted("a queue has more members than there are rows
 pub(super) struct QueueGuard<'a> {
     words: &'a LockWords,
     me: &'a Attachment,
+    /// What the word is without an editor.
+    free: Editor,
 }
 
 /// The waiter that is to be served next, as it was when it was found.
@@ -39,6 +42,24 @@ pub(super) struct Oldest {
     pub(super) index: u32,
     pub(super) id: Id,
     pub(super) state: WaitState,
+    since: u32,
+}
+
+/// For how many ticks a waiter may be passed by: a millisecond at most, less
+/// what rounding hides.
+const PATIENCE: u32 = 975;
+
+/// Whether nobody may take the lock past a waiter that queued at `since` any
+/// more.
+fn too_long(since: u32) -> bool {
+    clock::ticks().wrapping_sub(since) >= PATIENCE
+}
+
+impl Oldest {
+    /// Whether nobody may take the lock past it any more.
+    pub(super) fn has_waited_too_long(&self) -> bool {
+        too_long(self.since)
+    }
 }
 
 /// Where a waiter stood when it was taken out.
@@ -59,7 +80,7 @@ impl<'a> QueueGuard<'a> {
         let table = me.table();
         let mine = Editor::new(me.id());
         let mut spins = wait::spins();
-        loop {
+        let free = loop {
             let editor = Editor::from_bits(words.guard.load(SeqCst));
             let replace = |new: Editor| {
                 words.guard.compare_exchange(editor.bits(), new.bits(), SeqCst, SeqCst).is_ok()
@@ -69,7 +90,7 @@ impl<'a> QueueGuard<'a> {
             // did. Sleepers keep their wake: it passes on with the bit.
             if row == 0 || row == mine.row() {
                 if replace(mine.in_place_of(editor)) {
-                    break;
+                    break editor.gone();
                 }
                 continue;
             }
@@ -79,7 +100,7 @@ impl<'a> QueueGuard<'a> {
                 // First: once the guard is taken nobody need look at the dead.
                 table.relay(row);
                 if replace(mine.in_place_of(editor)) {
-                    break;
+                    break editor.gone();
                 }
                 continue;
             }
@@ -91,13 +112,13 @@ impl<'a> QueueGuard<'a> {
             // Or else the row has a new user, who has yet to clear up: it takes
             // the guard, and gives it back.
             if editor.is_awaited() || replace(editor.awaited()) {
-                let watched = Watched { index: row, life, hasty: false };
+                let watched = Watched { index: row, life, hasty: false, lossy: false };
                 let own = (&words.guard, editor.awaited().bits());
                 // Neither a deadline nor a signal ends it: an edit is short.
                 wait::sleep(me, own, watched, wait::Limits::default())?;
             }
-        }
-        Ok(Self { words, me })
+        };
+        Ok(Self { words, me, free })
     }
 
     fn table(&self) -> Table<'a> {
@@ -192,7 +213,8 @@ impl<'a> QueueGuard<'a> {
             if id.index() != head {
                 return Err(Corrupted("a waiter waits under an id that is not its own"));
             }
-            return Ok(Some(Oldest { index: head, id, state }));
+            let since = row.since.load(Relaxed);
+            return Ok(Some(Oldest { index: head, id, state, since }));
         }
         Err(CYCLE)
     }
@@ -245,11 +267,22 @@ impl<'a> QueueGuard<'a> {
 
 impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        let last = Editor::from_bits(self.words.guard.swap(0, SeqCst));
+        let last = Editor::from_bits(self.words.guard.swap(self.free.bits(), SeqCst));
         if last.is_awaited() && !active(Fault::NoGuardWake) {
             futex::wake_all(&self.words.guard);
         }
     }
+}
+
+/// Whether it is certain, without the guard, that no waiter has waited for too
+/// long. Nobody but the caller, who owns the lock, can serve one meanwhile.
+pub(super) fn all_are_patient(words: &LockWords, table: Table) -> bool {
+    let head = words.head.load(SeqCst);
+    let Some(row) = table.row(head) else { return false };
+    let patient = !too_long(row.since.load(SeqCst));
+    // It is the head still, and so was the oldest when its time was looked at,
+    // which is that of this wait, or of an earlier one.
+    patient && words.head.load(SeqCst) == head
 }
 
 /// Whether a living thread waits, as far as a look without the guard can tell:

@@ -23,10 +23,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often a sleeper looks if it could not make the owner see it.
 const UNFENCED: Duration = Duration::from_millis(1);
 
+/// How often a sleeper looks if a wake may be lost.
+const LOSSY: Duration = Duration::from_millis(10);
+
 /// How often a waiter looks at its state before it sleeps, where there is
 /// another CPU on which the state could change: a few microseconds, which is
 /// what a sleep and a wake would cost.
 const SPINS: u32 = 100;
+
+const NO_ROW: Corrupted = Corrupted("a waiter's row is out of range");
 
 /// Whom a waiter watches: a participant's row, and its life word as it was when
 /// the participant was found alive.
@@ -37,6 +42,8 @@ pub(super) struct Watched {
     /// Whether it is an owner that may release without a fence: who sleeps has
     /// to see to it that it is seen.
     pub(super) hasty: bool,
+    /// Whether a wake may be lost if its sender is killed before it sends it.
+    pub(super) lossy: bool,
 }
 
 /// How a sleep ended.
@@ -83,15 +90,15 @@ pub(super) fn spins() -> u32 {
     }
 }
 
-/// Spins until the state is no longer `Waiting`; `false` if it stays.
-pub(super) fn spin(row: &Row, waiting: WaitState) -> bool {
+/// Spins until `found`; `false` if it takes too long.
+pub(super) fn spin(found: impl Fn() -> bool) -> bool {
     for _ in 0..spins() {
-        if row.state.load(SeqCst) != waiting.bits() {
+        if found() {
             return true;
         }
         core::hint::spin_loop();
     }
-    false
+    found()
 }
 
 /// Sleeps until `own` changes and somebody wakes it, or the watched thread dies,
@@ -109,7 +116,11 @@ pub(super) fn sleep(
     let Limits { deadline, cancelled, interruptible } = limits;
     let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
     let usual = fault::heartbeat(HEARTBEAT);
-    let heartbeat = Deadline::after(if watched.hasty { usual.min(UNFENCED) } else { usual });
+    let heartbeat = Deadline::after(match watched {
+        Watched { hasty: true, .. } => usual.min(UNFENCED),
+        Watched { lossy: true, .. } => usual.min(LOSSY),
+        _ => usual,
+    });
     let until = match (deadline, heartbeat) {
         (Some(deadline), Some(heartbeat)) => deadline.min(heartbeat),
         (None, Some(heartbeat)) => heartbeat,
@@ -194,7 +205,7 @@ pub(super) fn fence_owners(me: &Attachment) -> bool {
 /// Has the waiter in row `index` look again. A nudge that meets a later wait of
 /// the row, or none, does no harm.
 pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
-    let row = me.table().row(index).ok_or(Corrupted("a waiter's row is out of range"))?;
+    let row = me.table().row(index).ok_or(NO_ROW)?;
     if active(Fault::NoNudge) {
         return Ok(());
     }
@@ -209,6 +220,16 @@ pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
     Ok(())
 }
 
+/// The same, but for a waiter that was nudged already: whoever did that wakes
+/// it, or has been killed before it could, and then the waiter looks in a while.
+pub(super) fn nudge_unless_nudged(me: &Attachment, index: u32) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(NO_ROW)?;
+    match WaitState::from_bits(row.state.load(SeqCst)).code() {
+        Some(Code::Nudged) => Ok(()),
+        _ => nudge(me, index),
+    }
+}
+
 /// Whether a waiter whose state was `was` may be asleep. If it was nudged
 /// already, whoever did that may have been killed before it could wake.
 fn may_sleep(was: u32) -> bool {
@@ -217,7 +238,12 @@ fn may_sleep(was: u32) -> bool {
 
 /// Tells the waiter in row `index` that it was served, if it is still in the
 /// wait `asked`: a late word must not reach a later wait.
-pub(super) fn tell_granted(me: &Attachment, row: &Row, asked: WaitState) {
+pub(super) fn tell_granted(
+    me: &Attachment,
+    index: u32,
+    asked: WaitState,
+) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(NO_ROW)?;
     let granted = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         (state.same_round(asked) && state.code() != Some(Code::Granted))
@@ -226,6 +252,7 @@ pub(super) fn tell_granted(me: &Attachment, row: &Row, asked: WaitState) {
     if granted.is_ok_and(may_sleep) && !active(Fault::NoWake) {
         wake(me, row);
     }
+    Ok(())
 }
 
 fn wake(me: &Attachment, row: &Row) {

@@ -5,7 +5,7 @@ use super::id::Id;
 use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
 use crate::memory::map::Mapping;
 use crate::sys::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
-use crate::sys::counter::Counter;
+use crate::sys::counter::{Counter, Counter32};
 use zerocopy::FromBytes;
 
 /// What a lock needs to know of a thread, on a cache line of its own.
@@ -18,6 +18,7 @@ use zerocopy::FromBytes;
 /// | `prev` | its thread before it enqueues, then whoever holds the lock's guard | the waiter in front, 0 none |
 /// | `next` | whoever holds the lock's guard | the waiter behind, if that is known already; else 0 |
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
+/// | `since` | its thread | when it enqueued, in `sys::clock::ticks`; for locks that can be taken past a queue |
 /// | `sleeps` | its thread | how many futex waits it made, for people |
 /// | `interruptions` | its thread | how many of them a signal handler ended, for people |
 /// | `wakes` | its thread | how many waiters it woke, for people |
@@ -34,7 +35,8 @@ pub(crate) struct Row {
     pub(crate) sleeps: Counter,
     pub(crate) interruptions: Counter,
     pub(crate) wakes: Counter,
-    pub(crate) barriers: Counter,
+    pub(crate) barriers: Counter32,
+    pub(crate) since: AtomicU32,
 }
 
 /// Which row comes next in some direction: its index, 0 for none.
@@ -102,7 +104,7 @@ const _: () = {
     assert!(offset_of!(Row, prev) == 24 && offset_of!(Row, next) == 26);
     assert!(offset_of!(Row, state) == 28 && offset_of!(Row, sleeps) == 32);
     assert!(offset_of!(Row, interruptions) == 40 && offset_of!(Row, wakes) == 48);
-    assert!(offset_of!(Row, barriers) == 56);
+    assert!(offset_of!(Row, barriers) == 56 && offset_of!(Row, since) == 60);
     assert!(size_of::<IdentityRecord>() == 64);
     assert!(offset_of!(IdentityRecord, generation) == 0);
     assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);
