@@ -79,7 +79,7 @@ impl<'a> QueueGuard<'a> {
     pub(super) fn take(words: &'a LockWords, me: &'a Attachment) -> Result<Self, Corrupted> {
         let table = me.table();
         let mine = Editor::new(me.id());
-        let mut spins = wait::spins();
+        let mut spun = false;
         let free = loop {
             let editor = Editor::from_bits(words.guard.load(SeqCst));
             let replace = |new: Editor| {
@@ -104,9 +104,10 @@ impl<'a> QueueGuard<'a> {
                 }
                 continue;
             }
-            if spins > 0 {
-                spins -= 1;
-                core::hint::spin_loop();
+            if !spun {
+                spun = true;
+                let changed = || words.guard.load(SeqCst) != editor.bits();
+                wait::spin_for(wait::longest_spin(), changed);
                 continue;
             }
             // Or else the row has a new user, who has yet to clear up: it takes

@@ -277,6 +277,9 @@ impl RawMutex {
                 }
             }
             watched.hasty &= !seen;
+            if !at_head {
+                wait::rouse_head(me, self.0.head.load(SeqCst))?;
+            }
             match wait::park(me, waiting, watched, limits) {
                 Ok(Slept::Look) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
