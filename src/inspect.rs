@@ -3,7 +3,7 @@
 use crate::lock::queue::snapshot;
 use crate::lock::word::{Code, LockWords, WaitState};
 use crate::memory::error::SegmentError;
-use crate::memory::layout::{Header, Layout};
+use crate::memory::layout::{Header, Layout, Life};
 use crate::memory::map::Mapping;
 use crate::memory::registry::{self, Found};
 use crate::mutex::Mutex;
@@ -98,7 +98,7 @@ impl Statistics {
             sleeps: row.sleeps.get(),
             interruptions: row.interruptions.get(),
             wakes: row.wakes.get(),
-            barriers: row.barriers.get().into(),
+            barriers: row.barriers.get(),
         }
     }
 }
@@ -118,12 +118,13 @@ impl Statistics {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn statistics<T>(segment: &Segment<T>, participant: Participant) -> Option<Statistics> {
-    let row = Table::new(segment.mapping()).row(participant.row())?;
-    let statistics = Statistics::of(row);
+    let table = Table::new(segment.mapping());
+    let statistics = Statistics::of(table.row(participant.row())?);
     // Pairs with `Counter::reset`, before which the next user of the row bumps
     // the generation: if it is the old one, so are the counters.
     fence(Acquire);
-    (row.generation.load(Relaxed) == participant.generation()).then_some(statistics)
+    let generation = table.generation(participant.row())?.load(Relaxed);
+    (generation == participant.generation()).then_some(statistics)
 }
 
 /// Why a segment could not be inspected.
@@ -258,18 +259,18 @@ pub struct LockView {
 
 /// The table as read from the file.
 struct Rows {
-    rows: Vec<(Row, u32)>,
+    rows: Vec<(Row, Life)>,
 }
 
 impl Rows {
-    fn get(&self, index: u32) -> Option<&(Row, u32)> {
+    fn get(&self, index: u32) -> Option<&(Row, Life)> {
         (index as usize).checked_sub(1).and_then(|at| self.rows.get(at))
     }
 
     fn alive(&self, id: Id) -> bool {
-        self.get(id.index()).is_some_and(|(row, life)| {
-            let current = row.generation.load(Relaxed) == id.generation();
-            current && *life != 0 && life & robust_list::OWNER_DIED == 0
+        self.get(id.index()).is_some_and(|(_, life)| {
+            let (current, word) = (life.generation.load(Relaxed), life.word.load(Relaxed));
+            current == id.generation() && word != 0 && word & robust_list::OWNER_DIED == 0
         })
     }
 
@@ -348,7 +349,7 @@ impl Snapshot {
 
         let rows_used = header.rows.load(Relaxed).min(layout.capacity);
         let rows = (1..=rows_used)
-            .map(|index| Ok((read(fd, layout.row(index))?, read(fd, layout.life_word(index))?)))
+            .map(|index| Ok((read(fd, layout.row(index))?, read(fd, layout.life(index))?)))
             .collect::<Result<_, SegmentError>>()?;
         let rows = Rows { rows };
 
@@ -406,10 +407,10 @@ impl ParticipantView {
         locks: &[LockView],
     ) -> Result<Option<Self>, SegmentError> {
         let Some((row, life)) = rows.get(index) else { return Ok(None) };
-        if *life == 0 {
+        if life.word.load(Relaxed) == 0 {
             return Ok(None);
         }
-        let id = Id::new(index, row.generation.load(Relaxed));
+        let id = Id::new(index, life.generation.load(Relaxed));
         let record: IdentityRecord = read(fd, IdentityRecord::offset(layout, id))?;
         let Identity { pid, tid, pid_namespace, start_time, name } =
             record.identity(id).unwrap_or_default();

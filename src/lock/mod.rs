@@ -21,5 +21,6 @@ pub(crate) mod cancel;
 mod loom_tests;
 pub(crate) mod queue;
 pub(crate) mod raw;
+mod spin;
 pub(crate) mod wait;
 pub(crate) mod word;

@@ -13,8 +13,9 @@
 //! Notes are read and written `Relaxed`: only by who holds the guard, and taking
 //! it, also over a dead editor, orders one editor's accesses behind the other's.
 
+use super::spin;
 use super::wait::{self, Watched};
-use super::word::{Editor, LockWords, WaitState};
+use super::word::{Code, Editor, LockWords, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
@@ -106,8 +107,7 @@ impl<'a> QueueGuard<'a> {
             }
             if !spun {
                 spun = true;
-                let changed = || words.guard.load(SeqCst) != editor.bits();
-                wait::spin_for(wait::longest_spin(), changed);
+                spin::spin(|| words.guard.load(SeqCst) != editor.bits());
                 continue;
             }
             // Or else the row has a new user, who has yet to clear up: it takes
@@ -163,7 +163,11 @@ impl<'a> QueueGuard<'a> {
         if self.words.head.load(Relaxed) == index {
             self.words.head.store(0, Relaxed);
         }
-        self.row(index)?.next.store(0, Relaxed);
+        let next = &self.row(index)?.next;
+        // A store takes the line away from the waiter, who looks at it.
+        if next.load(Relaxed) != 0 {
+            next.store(0, Relaxed);
+        }
         if prev != 0 {
             self.row(prev)?.next.store(0, Relaxed);
         }
@@ -220,6 +224,29 @@ impl<'a> QueueGuard<'a> {
         Err(CYCLE)
     }
 
+    /// The waiter behind so many others; `None` if there are not so many.
+    pub(super) fn nth(&self, others: u32) -> Result<Option<u32>, Corrupted> {
+        let Some(mut index) = self.head()? else { return Ok(None) };
+        for _ in 0..others {
+            let mut next = self.row(index)?.next.load(Relaxed);
+            if next == 0 && index != self.words.tail.load(SeqCst) {
+                self.walk(|_, in_front| in_front == index)?;
+                next = self.row(index)?.next.load(Relaxed);
+            }
+            if next == 0 {
+                return Ok(None);
+            }
+            index = next;
+        }
+        Ok(Some(index))
+    }
+
+    /// Tells a waiter that it was served. Its row, if it may be asleep.
+    pub(super) fn tell_granted(&self, oldest: Oldest) -> Result<Option<u32>, Corrupted> {
+        let may_sleep = wait::tell_granted(self.row(oldest.index)?, oldest.state);
+        Ok(may_sleep.then_some(oldest.index))
+    }
+
     /// Takes row `index` out of the queue, if it is there.
     pub(super) fn unlink(&self, index: u32) -> Result<Unlinked, Corrupted> {
         let row = self.row(index)?;
@@ -273,6 +300,26 @@ impl Drop for QueueGuard<'_> {
             futex::wake_all(&self.words.guard);
         }
     }
+}
+
+/// Whether there are less than `n` waiters in front of `me`, as far as a look
+/// without the guard can tell.
+pub(super) fn is_soon(me: &Attachment, n: u32) -> bool {
+    let mut index = me.row().prev.load(SeqCst);
+    for _ in 0..n {
+        let Some(row) = me.table().row(index) else { return true };
+        index = row.prev.load(SeqCst);
+    }
+    index == 0
+}
+
+/// Whether the head sleeps, and has waited for too long, as far as a look without
+/// the guard can tell.
+pub(super) fn head_oversleeps(words: &LockWords, table: Table) -> bool {
+    table.row(words.head.load(SeqCst)).is_some_and(|row| {
+        let state = WaitState::from_bits(row.state.load(SeqCst));
+        state.code() == Some(Code::Parked) && too_long(row.since.load(SeqCst))
+    })
 }
 
 /// Whether it is certain, without the guard, that no waiter has waited for too

@@ -3,16 +3,17 @@
 //! The model in `tests/model` has a step for each access to shared memory
 //! here, under the names of these functions.
 
-use super::cancel::Ticket;
 use super::queue::{self, Oldest, QueueGuard, Unlinked};
+use super::spin;
 use super::wait::{self, Limits, Slept, Watched};
-use super::word::{LockWords, Policy, WaitState};
+use super::word::{Code, LockWords, Policy, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::{Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
+use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
-use crate::sys::clock::{self, Deadline};
+use crate::sys::clock;
 use crate::sys::fault::{Fault, active};
 use crate::sys::membarrier;
 use zerocopy::FromBytes;
@@ -52,6 +53,9 @@ pub(crate) enum Fast {
 
 /// What a waiter found when it looked.
 enum Look {
+    /// The lock is handed over, and the waiter out of the queue.
+    Served,
+    /// The lock is this thread's.
     Mine,
     Again,
     Watch(Watched),
@@ -69,6 +73,11 @@ impl RawMutex {
     /// The owner, or nobody. Out of date as soon as it is known.
     pub(crate) fn owner(&self) -> Id {
         Id::from_bits(self.0.owner.load(Relaxed))
+    }
+
+    /// Whether nobody owns it. Out of date as soon as it is known.
+    fn is_free(&self) -> bool {
+        self.0.owner.load(Relaxed) == 0
     }
 
     /// Whether somebody waits, dead or alive.
@@ -150,7 +159,7 @@ impl RawMutex {
             return Err(Corrupted("the thread met that in an earlier operation").into());
         }
         if self.0.policy() == Policy::Throughput
-            && wait::spin(|| self.owner().is_nobody())
+            && spin::spin(|| self.is_free())
             && self.barge(me)?
         {
             return Ok(());
@@ -164,7 +173,7 @@ impl RawMutex {
         if let Err(Failed::Corrupted(_)) = result {
             me.mark_broken();
         } else {
-            me.row().lock.store(0, SeqCst);
+            me.row().lock.store(0, Release);
         }
         if result.is_ok() {
             me.count_acquired();
@@ -191,8 +200,8 @@ impl RawMutex {
                 let oldest = guard.oldest()?.filter(Oldest::has_waited_too_long);
                 oldest.map(|oldest| self.hand_over(guard, oldest)).transpose()
             })?;
-            if let Some(older) = older {
-                wait::tell_granted(me, older.index, older.state)?;
+            if let Some(asleep) = older {
+                wait::wake(me, asleep);
                 return Ok(false);
             }
         }
@@ -219,20 +228,20 @@ impl RawMutex {
     fn enqueue(&self, me: &Attachment) -> Result<WaitState, Corrupted> {
         let row = me.row();
         let index = me.id().index();
-        row.lock.store(self.0.name_in(me.mapping()), SeqCst);
-        row.waiting_as.store(me.id().bits(), SeqCst);
+        row.lock.store(self.0.name_in(me.mapping()), Relaxed);
+        row.waiting_as.store(me.id().bits(), Relaxed);
         if self.0.policy() == Policy::Throughput {
-            row.since.store(clock::ticks(), SeqCst);
+            row.since.store(clock::ticks(), Relaxed);
         }
-        let waiting = WaitState::from_bits(row.state.load(SeqCst)).next_round();
-        row.state.store(waiting.bits(), SeqCst);
+        let waiting = WaitState::from_bits(row.state.load(Relaxed)).next_round();
+        row.state.store(waiting.bits(), Relaxed);
         let mut tail = self.0.tail.load(SeqCst);
         loop {
             if tail == index {
                 me.mark_broken();
                 return Err(Corrupted("a thread is queued before it queues"));
             }
-            row.prev.store(tail, SeqCst);
+            row.prev.store(tail, Relaxed);
             match self.0.tail.replace(tail, index) {
                 Ok(()) => return Ok(waiting),
                 Err(now) => tail = now,
@@ -244,7 +253,8 @@ impl RawMutex {
         // Whether every owner that was there when this thread queued sees that.
         let mut seen = false;
         loop {
-            let mut watched = match self.look(me)? {
+            let mut watched = match self.look(me, waiting)? {
+                Look::Served => return Ok(()),
                 Look::Mine => {
                     self.leave(me, waiting)?;
                     return Ok(());
@@ -252,20 +262,28 @@ impl RawMutex {
                 Look::Again => continue,
                 Look::Watch(watched) => watched,
             };
-            if limits.cancelled.is_some_and(Ticket::is_cancelled) {
+            if limits.is_cancelled() {
                 return self.give_up(me, Failed::Cancelled);
             }
-            if limits.deadline.is_some_and(Deadline::passed) {
+            if limits.are_over() {
                 return self.give_up(me, Failed::TimedOut);
             }
-            let at_head = me.row().prev.load(SeqCst) == 0;
-            let state = &me.row().state;
-            let changed = || {
-                state.load(SeqCst) != waiting.bits() || watched.lossy && self.owner().is_nobody()
-            };
-            if at_head && !seen && wait::spin(changed) {
-                wait::rearm(me.row(), waiting);
-                continue;
+            let Row { state, prev, .. } = me.row();
+            let at_head = prev.load(SeqCst) == 0;
+            // A handler that runs while this thread is awake goes unnoticed.
+            let soon = queue::is_soon(me, spin::WINDOW);
+            spin::note_turn(soon);
+            if soon && !seen && !limits.interruptible {
+                let changed = || {
+                    state.load(SeqCst) != waiting.bits()
+                        || prev.load(SeqCst) == 0 && (!at_head || watched.lossy && self.is_free())
+                        || limits.is_cancelled()
+                        || limits.are_over()
+                };
+                if spin::stay_awake(at_head, changed) {
+                    wait::rearm(me.row(), waiting);
+                    continue;
+                }
             }
             if watched.hasty && !seen {
                 seen = wait::fence_owners(me);
@@ -277,9 +295,6 @@ impl RawMutex {
                 }
             }
             watched.hasty &= !seen;
-            if !at_head {
-                wait::rouse_head(me, self.0.head.load(SeqCst))?;
-            }
             match wait::park(me, waiting, watched, limits) {
                 Ok(Slept::Look) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
@@ -291,7 +306,12 @@ impl RawMutex {
     }
 
     /// Looks at what a waiter's turn depends on.
-    fn look(&self, me: &Attachment) -> Result<Look, Corrupted> {
+    fn look(&self, me: &Attachment, waiting: WaitState) -> Result<Look, Corrupted> {
+        // The usual end of a wait, told without a look at the lock's words, on
+        // which the former owner is still at work.
+        if me.row().state.load(SeqCst) == waiting.with(Code::Granted).bits() {
+            return Ok(Look::Served);
+        }
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         if owner.plain() == me.id() {
             return Ok(Look::Mine);
@@ -352,8 +372,7 @@ impl RawMutex {
 
     /// Out of the queue, as the owner, unless who granted saw to it.
     fn leave(&self, me: &Attachment, waiting: WaitState) -> Result<(), Corrupted> {
-        let state = WaitState::from_bits(me.row().state.load(SeqCst));
-        if state != waiting.with(super::word::Code::Granted) {
+        if me.row().state.load(SeqCst) != waiting.with(Code::Granted).bits() {
             QueueGuard::take(&self.0, me)?.unlink(me.id().index())?;
         }
         Ok(())
@@ -452,6 +471,9 @@ impl RawMutex {
 
     /// Leaves the lock free, and has the head look, unless it is about to.
     fn leave_free(&self, me: &Attachment) -> Result<(), Corrupted> {
+        if queue::head_oversleeps(&self.0, me.table()) {
+            return self.grant_slow(me);
+        }
         self.0.owner.store(0, SeqCst);
         match self.0.head.load(SeqCst) {
             // Who it is is not known.
@@ -475,14 +497,21 @@ impl RawMutex {
     #[cold]
     fn grant_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
         let granted = self.editing(me, |guard| match guard.oldest()? {
-            Some(oldest) => self.hand_over(guard, oldest).map(Some),
+            Some(oldest) => {
+                let asleep = self.hand_over(guard, oldest)?;
+                let soon = if spin::rouses() { guard.nth(spin::WINDOW)? } else { None };
+                Ok(Some((asleep, soon)))
+            }
             None => {
                 self.0.owner.store(0, SeqCst);
                 Ok(None)
             }
         })?;
         match granted {
-            Some(oldest) => wait::tell_granted(me, oldest.index, oldest.state),
+            Some((asleep, soon)) => {
+                wait::wake(me, asleep);
+                soon.map_or(Ok(()), |soon| wait::rouse(me, soon))
+            }
             None if self.has_queue() => self.release_slow(me),
             None => Ok(()),
         }
@@ -490,12 +519,12 @@ impl RawMutex {
 
     /// Makes the oldest waiter the owner: one store. Dying right behind it
     /// leaves an owner that watches this thread.
-    fn hand_over(&self, guard: &QueueGuard, oldest: Oldest) -> Result<Oldest, Corrupted> {
-        self.0.owner.store(oldest.id.as_fencing().bits(), SeqCst);
+    fn hand_over(&self, guard: &QueueGuard, oldest: Oldest) -> Result<Option<u32>, Corrupted> {
+        self.0.owner.store(oldest.id.as_fencing().bits(), Release);
         if !active(Fault::NoUnlinkInGrant) {
             guard.unlink(oldest.index)?;
         }
-        Ok(oldest)
+        guard.tell_granted(oldest)
     }
 
     /// The lock is free, and somebody queued who may not know: tell the oldest
@@ -518,9 +547,9 @@ impl RawMutex {
         edit: impl FnOnce(&QueueGuard) -> Result<R, Corrupted>,
     ) -> Result<R, Corrupted> {
         let lock = &me.row().lock;
-        lock.store(self.0.name_in(me.mapping()), SeqCst);
+        lock.store(self.0.name_in(me.mapping()), Relaxed);
         let result = edit(&QueueGuard::take(&self.0, me)?);
-        lock.store(0, SeqCst);
+        lock.store(0, Release);
         result
     }
 }

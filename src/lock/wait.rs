@@ -1,4 +1,4 @@
-//! Spinning, sleeping, and the three ways to end another thread's sleep.
+//! Sleeping, and the three ways to end another thread's sleep.
 //! The only caller of futex waits.
 
 use super::cancel::Ticket;
@@ -8,11 +8,10 @@ use crate::participant::attach::Attachment;
 use crate::participant::life::consult_witness;
 use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::SeqCst;
-use crate::sys::clock::{self, Deadline};
+use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
 use crate::sys::futex::{self, Expect, Woken};
-use crate::sys::{membarrier, process};
-use core::cell::Cell;
+use crate::sys::membarrier;
 use std::time::Duration;
 
 /// How often a sleeper looks for what the kernel does not tell.
@@ -23,9 +22,6 @@ const UNFENCED: Duration = Duration::from_millis(1);
 
 /// How often a sleeper looks if a wake may be lost.
 const LOSSY: Duration = Duration::from_millis(10);
-
-/// See [`longest_spin`].
-const SPIN: u32 = 40;
 
 const NO_ROW: Corrupted = Corrupted("a waiter's row is out of range");
 
@@ -60,77 +56,25 @@ pub(crate) struct Limits<'a> {
 }
 
 impl Limits<'_> {
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some_and(Ticket::is_cancelled)
+    }
+
+    pub(super) fn are_over(&self) -> bool {
+        self.deadline.is_some_and(Deadline::passed)
+    }
+
     /// No time at all.
     pub(super) fn over() -> Self {
         Self { deadline: Some(Deadline::now()), ..Self::default() }
     }
 }
 
-/// For how many ticks a thread spins at most: twice what a sleep and a wake
-/// across processors cost, where there is another one on which what it waits for
-/// could happen.
-pub(super) fn longest_spin() -> u32 {
-    // A spin is a look more at the same words: loom has nothing new to explore.
-    if cfg!(loom) || !process::has_several_cpus() { 0 } else { SPIN }
-}
-
-thread_local! {
-    /// How many times in a row it did not pay this thread to spin.
-    static IN_VAIN: Cell<u32> = const { Cell::new(0) };
-}
-
-/// After this many spins in vain a thread does not count on the next one...
-const DISCOURAGED: u32 = 3;
-
-/// ...and tries a full one every so many times.
-const RETRY: u32 = 64;
-
-/// Spins until `found`, for as long as that has paid lately: the more spins were
-/// in vain, the shorter the next. `false` if it takes too long.
-pub(super) fn spin(found: impl Fn() -> bool) -> bool {
-    let in_vain = IN_VAIN.get();
-    let shift = if in_vain.is_multiple_of(RETRY) { 0 } else { in_vain.min(31) };
-    let paid = spin_for(longest_spin() >> shift, found);
-    IN_VAIN.set(if paid { 0 } else { in_vain.wrapping_add(1) });
-    paid
-}
-
-/// Spins until `found`, for so many ticks at most.
-pub(super) fn spin_for(ticks: u32, found: impl Fn() -> bool) -> bool {
-    if ticks == 0 {
-        return false;
-    }
-    let start = clock::ticks();
-    loop {
-        if found() {
-            return true;
-        }
-        if clock::ticks().wrapping_sub(start) >= ticks {
-            return false;
-        }
-        core::hint::spin_loop();
-    }
-}
-
-/// Has a sleeping head look, if it is likely to be served while it spins. For a
-/// thread that is about to sleep behind it: so the head gets the processor, and
-/// is there when its turn comes. (Done by who hands over, it would take the
-/// processor away from that thread, before it has queued again.)
-pub(super) fn rouse_head(me: &Attachment, head: u32) -> Result<(), Corrupted> {
-    if longest_spin() == 0 {
-        return Ok(());
-    }
-    let in_vain = IN_VAIN.get();
-    if in_vain >= DISCOURAGED {
-        IN_VAIN.set(in_vain.wrapping_add(1));
-        if !in_vain.is_multiple_of(RETRY) {
-            return Ok(());
-        }
-    }
-    match me.table().row(head) {
-        Some(row) if WaitState::from_bits(row.state.load(SeqCst)).code() == Some(Code::Parked) => {
-            nudge(me, head)
-        }
+/// Has a sleeping waiter look: its turn comes soon, so that it had better be awake.
+pub(super) fn rouse(me: &Attachment, index: u32) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(NO_ROW)?;
+    match WaitState::from_bits(row.state.load(SeqCst)).code() {
+        Some(Code::Parked) => nudge(me, index),
         _ => Ok(()),
     }
 }
@@ -249,7 +193,7 @@ pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
             .then_some(state.with(Code::Nudged).bits())
     });
     if may_sleep(was) {
-        wake(me, row);
+        wake(me, Some(index));
     }
     Ok(())
 }
@@ -271,21 +215,21 @@ fn may_sleep(was: u32) -> bool {
 }
 
 /// Tells the waiter in row `index` that it was served, if it is still in the
-/// wait `asked`: a late word must not reach a later wait.
-pub(super) fn tell_granted(me: &Attachment, index: u32, asked: WaitState) -> Result<(), Corrupted> {
-    let row = me.table().row(index).ok_or(NO_ROW)?;
+/// wait `asked`: a late word must not reach a later wait. Whether it may be
+/// asleep, and has to be woken.
+pub(super) fn tell_granted(row: &Row, asked: WaitState) -> bool {
     let granted = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         (state.same_round(asked) && state.code() != Some(Code::Granted))
             .then_some(state.with(Code::Granted).bits())
     });
-    if granted.is_ok_and(may_sleep) && !active(Fault::NoWake) {
-        wake(me, row);
-    }
-    Ok(())
+    granted.is_ok_and(may_sleep) && !active(Fault::NoWake)
 }
 
-fn wake(me: &Attachment, row: &Row) {
-    me.row().wakes.add_one();
-    futex::wake_all(&row.state);
+/// Wakes the waiter in this row, if there is one to be woken.
+pub(super) fn wake(me: &Attachment, asleep: Option<u32>) {
+    if let Some(row) = asleep.and_then(|index| me.table().row(index)) {
+        me.row().wakes.add_one();
+        futex::wake_all(&row.state);
+    }
 }

@@ -23,6 +23,7 @@
 //!     0   16 bytes      zero in a file; in process-private memory the
 //!                       robust-list node of the row before
 //!     64  32 * 64       identities of the last 32 users of the row
+//!     page - 32  u64    the generation: which user of the row this is
 //!     page - 24  u32    the life word
 //! life_offset + capacity * page
 //!     the end; in process-private memory one more page, for the last node
@@ -64,6 +65,17 @@ pub(crate) const LOCK_ALIGN: usize = 8;
 /// The bytes of a page that come before anything a life page needs.
 const SMALLEST_PAGE: usize = 4096;
 
+/// Who is alive, at the end of a life page: apart from what else a row consists of,
+/// because everybody looks at it, and it seldom changes.
+#[derive(FromBytes, Debug)]
+#[repr(C)]
+pub(crate) struct Life {
+    /// Which user of the row this is. Written by who attaches, before the word.
+    pub(crate) generation: AtomicU64,
+    pub(crate) word: AtomicU32,
+    reserved: u32,
+}
+
 /// The head of a segment, as in the file.
 #[derive(FromBytes, Debug)]
 #[repr(C)]
@@ -95,6 +107,7 @@ const _: () = {
     assert!(offset_of!(Header, capacity) == 40);
     assert!(offset_of!(Header, rows) == 44);
     assert!(offset_of!(Header, boot) == 48 && offset_of!(Header, fences) == 64);
+    assert!(size_of::<Life>() == 16 && offset_of!(Life, word) == 8);
     assert!(WORD_BEFORE_NODE == 24);
     // A value's alignment holds in every mapping because mappings start at a
     // page boundary.
@@ -259,9 +272,10 @@ impl Layout {
         self.life_offset + (index as usize - 1) * self.page_size
     }
 
-    /// The offset of the life word of row `index`, from 1 to `capacity`.
-    pub(crate) fn life_word(&self, index: u32) -> usize {
-        self.life_page(index) + self.page_size - WORD_BEFORE_NODE
+    /// The offset of the [`Life`] of row `index`, from 1 to `capacity`.
+    pub(crate) fn life(&self, index: u32) -> usize {
+        let word = self.life_page(index) + self.page_size - WORD_BEFORE_NODE;
+        word - core::mem::offset_of!(Life, word)
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::error::SegmentError;
-use super::layout::{Header, Layout, MAX_ALIGN, MAX_CAPACITY, READY, Wanted};
+use super::layout::{Header, Layout, Life, MAX_ALIGN, MAX_CAPACITY, READY, Wanted};
 use super::registry;
 use crate::sys::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use crate::sys::{ofd_lock, process, robust_list, shm};
@@ -102,8 +102,14 @@ impl Mapping {
 
     /// The life word of row `index`, which is 1 to `capacity`.
     pub(crate) fn life_word(&self, index: u32) -> &AtomicU32 {
-        // SAFETY: the layout puts the word inside the mapping, 8-byte aligned.
-        unsafe { &*self.base().add(self.layout.life_word(index)).cast::<AtomicU32>() }
+        &self.life(index).word
+    }
+
+    /// The life word of row `index`, which is 1 to `capacity`, and what is with it.
+    pub(crate) fn life(&self, index: u32) -> &Life {
+        // SAFETY: the layout puts it inside the mapping, 8-byte aligned; any bytes
+        // are a `Life`, and all that changes in one is atomic.
+        unsafe { &*self.base().add(self.layout.life(index)).cast::<Life>() }
     }
 
     /// The file.

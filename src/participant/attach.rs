@@ -393,7 +393,7 @@ fn is_free(life: u32) -> bool {
 
 /// The TID of the last user of a row.
 fn last_tid(table: Table, index: u32) -> Option<u32> {
-    let last = Id::new(index, table.row(index)?.generation.load(Ordering::Acquire));
+    let last = Id::new(index, table.generation(index)?.load(Ordering::Acquire));
     table.identity(last).map(|identity| identity.tid)
 }
 
@@ -506,10 +506,11 @@ pub(crate) fn attach(
 
     // From here on nothing fails. The generation changes before the life word
     // comes alive: see `Table::fate`.
-    let last = row.generation.load(Ordering::Relaxed);
+    let current = &mapping.life(index).generation;
+    let last = current.load(Ordering::Relaxed);
     let same = last != 0 && active(Fault::SameGeneration);
     let generation = if same { last } else { next_generation(last) };
-    row.generation.store(generation, Ordering::Release);
+    current.store(generation, Ordering::Release);
     row.sleeps.reset();
     row.interruptions.reset();
     row.wakes.reset();

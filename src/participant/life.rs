@@ -39,14 +39,15 @@ impl Table<'_> {
     /// read belongs to the generation found, or to an earlier one, in which
     /// case the word has changed since and a sleep on it ends at once.
     pub(crate) fn fate(self, id: Id) -> Fate {
-        let (Some(life), Some(row)) = (self.life(id.index()), self.row(id.index())) else {
+        let index = id.index();
+        let (Some(life), Some(generation)) = (self.life(index), self.generation(index)) else {
             return Fate::NoSuchRow;
         };
         // Acquire pairs with the store of the life word in `attach`, and with
         // the kernel's mark, which is a full barrier: what the dead wrote is
         // visible to whoever saw it dead.
         let life = life.load(Ordering::Acquire);
-        let same = row.generation.load(Ordering::Acquire) == id.generation();
+        let same = generation.load(Ordering::Acquire) == id.generation();
         if died(life) || !same && !active(Fault::NoDeathCheck) {
             Fate::Dead
         } else {

@@ -5,7 +5,7 @@ use super::id::Id;
 use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
 use crate::memory::map::Mapping;
 use crate::sys::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
-use crate::sys::counter::{Counter, Counter32};
+use crate::sys::counter::Counter;
 use zerocopy::FromBytes;
 
 /// What a lock needs to know of a thread, on a cache line of its own.
@@ -14,7 +14,6 @@ use zerocopy::FromBytes;
 /// |---|---|---|
 /// | `lock` | its thread | the lock whose slow path the thread is inside, 0 none: an offset in a segment, an address in private memory |
 /// | `waiting_as` | its thread | the id under which it enqueued |
-/// | `generation` | whoever attaches | which user of the row this is |
 /// | `prev` | its thread before it enqueues, then whoever holds the lock's guard | the waiter in front, 0 none |
 /// | `next` | whoever holds the lock's guard | the waiter behind, if that is known already; else 0 |
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
@@ -28,15 +27,15 @@ use zerocopy::FromBytes;
 pub(crate) struct Row {
     pub(crate) lock: AtomicU64,
     pub(crate) waiting_as: AtomicU64,
-    pub(crate) generation: AtomicU64,
     pub(crate) prev: Link,
     pub(crate) next: Link,
     pub(crate) state: AtomicU32,
+    pub(crate) since: AtomicU32,
+    reserved: u32,
     pub(crate) sleeps: Counter,
     pub(crate) interruptions: Counter,
     pub(crate) wakes: Counter,
-    pub(crate) barriers: Counter32,
-    pub(crate) since: AtomicU32,
+    pub(crate) barriers: Counter,
 }
 
 /// Which row comes next in some direction: its index, 0 for none.
@@ -100,11 +99,10 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Row>() == ROW_SIZE && align_of::<Row>() == ROW_SIZE);
     assert!(offset_of!(Row, lock) == 0 && offset_of!(Row, waiting_as) == 8);
-    assert!(offset_of!(Row, generation) == 16);
-    assert!(offset_of!(Row, prev) == 24 && offset_of!(Row, next) == 26);
-    assert!(offset_of!(Row, state) == 28 && offset_of!(Row, sleeps) == 32);
-    assert!(offset_of!(Row, interruptions) == 40 && offset_of!(Row, wakes) == 48);
-    assert!(offset_of!(Row, barriers) == 56 && offset_of!(Row, since) == 60);
+    assert!(offset_of!(Row, prev) == 16 && offset_of!(Row, next) == 18);
+    assert!(offset_of!(Row, state) == 20 && offset_of!(Row, since) == 24);
+    assert!(offset_of!(Row, sleeps) == 32 && offset_of!(Row, interruptions) == 40);
+    assert!(offset_of!(Row, wakes) == 48 && offset_of!(Row, barriers) == 56);
     assert!(size_of::<IdentityRecord>() == 64);
     assert!(offset_of!(IdentityRecord, generation) == 0);
     assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);
@@ -187,6 +185,11 @@ impl<'m> Table<'m> {
         // from a page boundary on; any bytes are a `Row`, and all that changes
         // in one is atomic.
         Some(unsafe { &*self.0.base().add(offset).cast::<Row>() })
+    }
+
+    /// Which user of row `index` is the last; `None` for 0 and for what is no row.
+    pub(crate) fn generation(self, index: u32) -> Option<&'m AtomicU64> {
+        Some(&self.0.life(self.checked(index)?).generation)
     }
 
     /// The life word of row `index`; `None` for 0 and for what is no row.

@@ -172,10 +172,10 @@ impl Peek {
             Row {
                 lock: u64_at(row, 0),
                 waiting_as: u64_at(row, 8),
-                generation: u64_at(row, 16),
-                prev: u16_at(row, 24),
-                next: u16_at(row, 26),
-                state: u32_at(row, 28),
+                generation: u64_at(&read(self.life_word(index as u64) - 8, 8), 0),
+                prev: u16_at(row, 16),
+                next: u16_at(row, 18),
+                state: u32_at(row, 20),
                 life: u32_at(&read(self.life_word(index as u64), 4), 0),
             }
         });

@@ -531,7 +531,7 @@ impl World {
             // One generation later, so that the row is not the visitor's own;
             // alive, under a TID that nobody has, and the witness's lock free.
             let generation = self.aside_peek.raw().rows[0].generation + 1;
-            write(4096 + 64 + 16, &generation.to_ne_bytes());
+            write(self.aside_peek.life_word(1) - 8, &generation.to_ne_bytes());
             write(self.aside_peek.life_word(1), &0xbfff_ffff_u32.to_ne_bytes());
             write(self.aside_peek.lock_offset(), &(generation << 20 | 1).to_ne_bytes());
             write(48, &[1; 16]);

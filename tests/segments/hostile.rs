@@ -194,16 +194,19 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
         }
         if random.u8(0..8) < density {
             let generation = if random.bool() { random.u64(0..3) } else { random.u64(..) };
-            put(at + 16, &generation.to_ne_bytes());
+            put(life_word(snapshot, row) - 8, &generation.to_ne_bytes());
         }
         if chained {
-            put(at + 24, &(row % rows + 1).to_ne_bytes());
+            put(at + 16, &((row % rows + 1) as u16).to_ne_bytes());
         } else if random.u8(0..8) < density {
-            put(at + 24, &index(&mut random).to_ne_bytes());
+            put(at + 16, &(index(&mut random) as u16).to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            put(at + 18, &(index(&mut random) as u16).to_ne_bytes());
         }
         if random.u8(0..8) < density {
             let state = if random.bool() { random.u32(0..16) } else { random.u32(..) };
-            put(at + 28, &state.to_ne_bytes());
+            put(at + 20, &state.to_ne_bytes());
         }
         if let Some(life) = common_life {
             put(life_word(snapshot, row), &life.to_ne_bytes());
@@ -223,11 +226,14 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
             put(at, &id(&mut random).to_ne_bytes());
         }
         if random.u8(0..8) < density {
-            put(at + 8, &index(&mut random).to_ne_bytes());
+            put(at + 8, &(index(&mut random) as u16).to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            put(at + 10, &(index(&mut random) as u16).to_ne_bytes());
         }
         if random.u8(0..16) < density {
-            let parked = u32::from(random.bool()) << 31;
-            put(at + 12, &(index(&mut random) | parked).to_ne_bytes());
+            let flags = random.u32(0..4) << 30;
+            put(at + 12, &(index(&mut random) | flags).to_ne_bytes());
         }
     }
     match random.u8(0..12) {
@@ -351,8 +357,8 @@ fn cycle_of_the_dead() {
         for (row, prev) in [(1u32, 2u32), (2, second_is_behind)] {
             let at = 4096 + 64 * u64::from(row);
             file.write(life_word(&snapshot, row), &0xc000_0000u32.to_ne_bytes());
-            file.write(at + 16, &1u64.to_ne_bytes());
-            file.write(at + 24, &prev.to_ne_bytes());
+            file.write(life_word(&snapshot, row) - 8, &1u64.to_ne_bytes());
+            file.write(at + 16, &(prev as u16).to_ne_bytes());
         }
         file.write(lock + 8, &1u32.to_ne_bytes());
         // So that nobody uses the two rows again.

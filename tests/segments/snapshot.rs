@@ -182,7 +182,7 @@ fn garbage() {
                 0 => random.u64(12..64),
                 1..=3 => random.u64(4096..4096 + 8 * 64),
                 4..=5 => snapshot.value_offset + random.u64(0..snapshot.value_size - 8),
-                6 => life_word(&snapshot, random.u32(1..=7)),
+                6 => life_word(&snapshot, random.u32(1..=7)) - random.u64(0..9),
                 _ => random.u64(12..image.len() as u64 - 8),
             };
             let aligned = offset & !3;
