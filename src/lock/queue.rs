@@ -259,6 +259,10 @@ impl<'a> QueueGuard<'a> {
                     return Ok(Unlinked::Last);
                 }
             }
+            let head = self.words.head.load(Relaxed);
+            if prev == 0 && head != 0 && head != index {
+                return Ok(Unlinked::NotThere);
+            }
             // Not the tail any more, and there is always somebody behind: only
             // who holds the guard could take that one out.
             match self.walk(|_, in_front| in_front == index)? {

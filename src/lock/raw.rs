@@ -187,9 +187,9 @@ impl RawMutex {
     /// Whether one has is looked at when the lock is acquired already: so nobody
     /// had, at the moment when it was. If one has, the lock is his.
     ///
-    /// Nobody needs to be told to watch the new owner (see `settle_barge`): who
-    /// released the lock with a queue behind it tells the head to look, and if
-    /// that one dies before, it is the one whom the head watches.
+    /// Nobody is told to watch the new owner, as `settle_barge` does: that is put
+    /// off until it is needed, when the lock is handed over (`hand_over`). Until
+    /// then the head is told at each release.
     fn barge(&self, me: &Attachment) -> Result<bool, Corrupted> {
         let owner = me.id().as_fencing().bits();
         if self.0.owner.compare_exchange(0, owner, SeqCst, Relaxed).is_err() {
@@ -198,7 +198,7 @@ impl RawMutex {
         if self.has_queue() && !queue::all_are_patient(&self.0, me.table()) {
             let older = self.editing(me, |guard| {
                 let oldest = guard.oldest()?.filter(Oldest::has_waited_too_long);
-                oldest.map(|oldest| self.hand_over(guard, oldest)).transpose()
+                oldest.map(|oldest| self.hand_over(me, guard, oldest)).transpose()
             })?;
             if let Some(asleep) = older {
                 wait::wake(me, asleep);
@@ -498,7 +498,7 @@ impl RawMutex {
     fn grant_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
         let granted = self.editing(me, |guard| match guard.oldest()? {
             Some(oldest) => {
-                let asleep = self.hand_over(guard, oldest)?;
+                let asleep = self.hand_over(me, guard, oldest)?;
                 let soon = if spin::rouses() { guard.nth(spin::WINDOW)? } else { None };
                 Ok(Some((asleep, soon)))
             }
@@ -518,8 +518,20 @@ impl RawMutex {
     }
 
     /// Makes the oldest waiter the owner: one store. Dying right behind it
-    /// leaves an owner that watches this thread.
-    fn hand_over(&self, guard: &QueueGuard, oldest: Oldest) -> Result<Option<u32>, Corrupted> {
+    /// leaves an owner that watches this thread. Whom to wake.
+    ///
+    /// Where the lock can be taken past a waiter, that may watch a thread that
+    /// owned the lock before: then it is told to look first, lest it sleep on as
+    /// the owner.
+    fn hand_over(
+        &self,
+        me: &Attachment,
+        guard: &QueueGuard,
+        oldest: Oldest,
+    ) -> Result<Option<u32>, Corrupted> {
+        if self.0.policy() == Policy::Throughput && !active(Fault::NoNudgeBeforeGrant) {
+            wait::nudge(me, oldest.index)?;
+        }
         self.0.owner.store(oldest.id.as_fencing().bits(), Release);
         if !active(Fault::NoUnlinkInGrant) {
             guard.unlink(oldest.index)?;

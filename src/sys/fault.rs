@@ -58,6 +58,9 @@ pub(crate) enum Fault {
     /// Unlocking releases the data, but its look at the queue may come before
     /// its store to the owner. (For loom: processors seldom show it.)
     WeakUnlock,
+    /// Who hands a lock over that can be taken past a queue does not have the
+    /// waiter look first.
+    NoNudgeBeforeGrant,
     /// A waiter does not have the owners fence before it sleeps.
     NoBarrier,
     /// A waiter had the owners fence, and does not look again.
@@ -95,6 +98,7 @@ mod chosen {
         ("no_cancel_wake", Fault::NoCancelWake),
         ("no_poll", Fault::NoPoll),
         ("weak_unlock", Fault::WeakUnlock),
+        ("no_nudge_before_grant", Fault::NoNudgeBeforeGrant),
         ("no_barrier", Fault::NoBarrier),
         ("no_look_after_barrier", Fault::NoLookAfterBarrier),
     ];
