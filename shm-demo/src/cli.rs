@@ -1,6 +1,6 @@
 //! The command line, and the help that teaches it.
 
-use crate::bench::{ItemName, Player};
+use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::shared::MAX_WORKERS;
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
@@ -30,44 +30,6 @@ Exit codes:
   1  something did not hold, or could not be tried; standard error says what
   2  the command line makes no sense
   128 + N  ended by signal N, after cleaning up (Ctrl-C: 130)";
-
-const BENCH: &str = "\
-Measures locks beside their peers and prints tables in Markdown.
-
-Each item measures its variants in turn: A B C, A B C, and so on. A figure is the
-median of these repetitions, a ratio that of the ratios within each. Processes and
-threads are pinned to CPUs. A repetition during which the host took more than 2% of
-the processors' time (the steal time in /proc/stat) is made again, up to twice.
-Ratios have targets; one that is missed is marked, and is no failure.
-
-Peers are std::sync::Mutex, parking_lot's Mutex and FairMutex (threads of one
-process), and the process-shared pthread mutex, plain and robust.";
-
-const BENCH_MORE: &str = "\
-What --json prints, in one object on the last line:
-  outcome               measured; or error, with the field error alone
-  quick                 whether it was run with --quick
-  machine               cpu (its model), cpus (how many may be used), kernel
-  repetitions           how many count
-  targets               how many targets there are, in all items
-  targets_missed        how many of them were missed
-  items                 for each item
-    name, about         what it is
-    figures             what was measured: table (what, and its unit), case (the row),
-                        variant (the column), median, least, most, spread (most less
-                        least, divided by the median)
-    checks              what has a target: case, what, median, least, most, spread,
-                        target (at_most or at_least), met
-    notes               what could not be measured here, and why
-    discarded           repetitions that were made again
-    disturbed           repetitions that count although the host took the time
-
-Exit code 0 means that everything was measured, whatever came out.
-
-Examples:
-  shm-demo bench
-  shm-demo bench uncontended handover
-  shm-demo bench --repetitions 21 --plot plots --json | tail -n 1";
 
 const COUNTER: &str = "\
 Starts worker processes (this program again, not threads) that increment shared
@@ -255,6 +217,9 @@ pub(crate) enum Command {
     /// One of the processes that `bench` starts
     #[command(hide = true)]
     BenchMember(BenchMemberArgs),
+    /// Another one
+    #[command(hide = true)]
+    BenchSolo(BenchSoloArgs),
     /// Count in many processes, kill them, and show that nothing is lost
     #[command(long_about = COUNTER, after_long_help = COUNTER_MORE)]
     Counter(CounterArgs),
@@ -270,49 +235,6 @@ pub(crate) enum Command {
     /// One of the processes that `counter` starts
     #[command(hide = true)]
     Worker(WorkerArgs),
-}
-
-#[derive(Args)]
-pub(crate) struct BenchArgs {
-    /// What to measure [default: everything]
-    #[arg(value_name = "ITEM")]
-    pub(crate) items: Vec<ItemName>,
-
-    /// How many repetitions count
-    #[arg(long, value_name = "N", default_value_t = 5,
-          value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repetitions: u32,
-
-    /// Run everything for a moment, once: whether it works. The figures mean nothing
-    #[arg(long, conflicts_with = "repetitions")]
-    pub(crate) quick: bool,
-
-    /// Print one JSON object as the last line, instead of tables
-    #[arg(long)]
-    pub(crate) json: bool,
-
-    /// Draw each table into this directory
-    #[arg(long, value_name = "DIRECTORY")]
-    pub(crate) plot: Option<PathBuf>,
-}
-
-#[derive(Args)]
-pub(crate) struct BenchMemberArgs {
-    /// The file of the segment
-    pub(crate) path: PathBuf,
-    /// Which of the members this is, or the first of its threads, from 0 on
-    pub(crate) slot: usize,
-    /// The process that started it
-    pub(crate) parent: u32,
-    /// What they contend for
-    pub(crate) player: Player,
-    /// How many members are threads of this process
-    pub(crate) threads: usize,
-    /// How often the busy loop turns while the lock is held
-    pub(crate) busy: u64,
-    /// The CPUs that the members take in turn
-    #[arg(value_delimiter = ',', num_args = 1)]
-    pub(crate) cpus: Vec<usize>,
 }
 
 #[derive(Args)]

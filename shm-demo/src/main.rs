@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     let (json, result) = match Cli::parse().command {
         Command::Bench(args) => (args.json, bench::run(&args)),
         Command::BenchMember(args) => (false, bench::join(&args).map(|()| ExitCode::SUCCESS)),
+        Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
         Command::Storm(args) => (args.json, storm::run(&args)),

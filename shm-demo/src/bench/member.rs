@@ -1,12 +1,12 @@
 //! What a process of a contended run does, and each of its threads.
 
 use super::arena::{self, Arena, MAX_MEMBERS, Phase, Place};
+use super::cli::BenchMemberArgs;
 use super::peers::{Lock, Player};
 use super::pin;
 use super::pthread::Pthread;
 use super::stage::busy;
 use crate::Result;
-use crate::cli::BenchMemberArgs;
 use crate::signals::Signals;
 use heirlock::Segment;
 use nix::sys::prctl;

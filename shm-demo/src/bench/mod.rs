@@ -2,24 +2,33 @@
 #![allow(clippy::disallowed_types, reason = "the benchmark's own words, not the lock's")]
 
 mod arena;
+mod child;
+pub(crate) mod cli;
 mod contended;
 mod contest;
 mod figures;
+#[path = "../../../benches/support/heir.rs"]
+mod heir;
+mod heirs;
 mod machine;
 mod member;
+mod memory;
 mod peers;
 #[path = "../../../benches/support/pin.rs"]
 mod pin;
 mod plot;
 #[path = "../../../benches/support/pthread.rs"]
 mod pthread;
+mod recovery;
 mod report;
+mod scale;
+mod solo;
 mod stage;
 mod uncontended;
 
-use crate::cli::BenchArgs;
 use crate::{Result, print, print_json};
 use clap::ValueEnum;
+use cli::BenchArgs;
 use figures::Item;
 use machine::Machine;
 use report::Report;
@@ -29,6 +38,7 @@ use std::process::ExitCode;
 
 pub(crate) use member::run as join;
 pub(crate) use peers::Player;
+pub(crate) use solo::run as play;
 
 /// What can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -39,6 +49,12 @@ pub(crate) enum ItemName {
     Handover,
     /// More processes than CPUs
     Oversubscribed,
+    /// Long queues, many threads, many locks
+    Scale,
+    /// Owners that are killed
+    Recovery,
+    /// What locks and threads take up
+    Memory,
 }
 
 impl ItemName {
@@ -47,6 +63,9 @@ impl ItemName {
             Self::Uncontended => uncontended::measure(stage),
             Self::Handover => contended::handover(stage),
             Self::Oversubscribed => contended::oversubscribed(stage),
+            Self::Scale => scale::measure(stage),
+            Self::Recovery => recovery::measure(stage),
+            Self::Memory => memory::measure(stage),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! How figures are made: on which CPUs, how often, in which order, and which
 //! repetitions count.
 
+use super::cli::BenchArgs;
 use super::pin;
 use crate::Result;
-use crate::cli::BenchArgs;
 use crate::crew::Crew;
 use crate::signals::Signals;
 use std::cell::Cell;

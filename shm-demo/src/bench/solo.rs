@@ -1,0 +1,225 @@
+//! What a process does that measures by itself: queues of one lock, joining, and many
+//! locks in one segment.
+
+use super::arena::{self, Phase};
+use super::cli::{BenchSoloArgs, Part};
+use super::figures::median;
+use super::member::die_with;
+use super::{heir, heirs, pin};
+use crate::Result;
+use crate::signals::Signals;
+use heirlock::{Mutex, Segment};
+use rustix::time::{ClockId, clock_gettime};
+use std::hint::black_box;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Barrier, RwLock};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+use zerocopy::FromBytes;
+
+/// More rows than waiters.
+const SPARE_ROWS: usize = 100;
+
+/// How many locks there are where there are many.
+pub(crate) const MANY: usize = 10_000;
+
+/// Of threads of which there are thousands.
+const STACK: usize = 64 << 10;
+
+pub(crate) fn run(args: &BenchSoloArgs) -> Result<()> {
+    die_with(args.parent)?;
+    // Ctrl-C goes to the whole group. The parent sees to the end of it.
+    let _signals = Signals::watch()?;
+    match &args.part {
+        Part::Queue { waiters, rounds } => say(&queue(*waiters, *rounds)?),
+        Part::GiveUp { waiters, rounds } => say(&[give_up(*waiters, *rounds)?]),
+        Part::Tenants { path, rows } => tenants(path, *rows),
+        Part::Attach { path, times } => say(&[attach(&arena::open(path)?, *times)]),
+        Part::AttachAlone { capacity, times } => {
+            let segment: Segment<u64> = Segment::options().capacity(*capacity).anonymous()?;
+            say(&[attach(&segment, *times)])
+        }
+        Part::Many { turns } => say(&many(*turns)?),
+        Part::Owner { path, locks } => heirs::own(path, *locks),
+        Part::Heirs { path, locks, threads } => heirs::inherit(path, *locks, *threads),
+        Part::Victim { peer, path, cpu } => {
+            heir::owner(peer, path, *cpu);
+            Ok(())
+        }
+    }
+}
+
+/// Tells the parent.
+pub(super) fn say(numbers: &[f64]) -> Result<()> {
+    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    Ok(writeln!(std::io::stdout(), "{}", numbers.join(" "))?)
+}
+
+/// A lock of which so many threads can wait.
+fn crowded(waiters: usize) -> Result<Segment<Mutex<u64>>> {
+    Ok(Segment::options().capacity((waiters + SPARE_ROWS) as u32).anonymous()?)
+}
+
+/// Starts threads, each on its CPU, and waits for their end.
+fn crowd<R: Send>(
+    threads: usize,
+    work: impl Fn() -> R + Sync,
+    meanwhile: impl FnOnce(),
+) -> Result<Vec<R>> {
+    let cpus = pin::cpus();
+    thread::scope(|scope| {
+        let mut crowd = Vec::new();
+        for thread in 0..threads {
+            let (work, cpu) = (&work, cpus[thread % cpus.len()]);
+            let start = move || {
+                pin::to_cpu(cpu);
+                work()
+            };
+            crowd.push(thread::Builder::new().stack_size(STACK).spawn_scoped(scope, start)?);
+        }
+        meanwhile();
+        Ok(crowd.into_iter().map(|one| one.join().expect("it does not panic")).collect())
+    })
+}
+
+/// Waits until so many threads sleep in the queue of the lock.
+fn until_queued(lock: &Mutex<u64>, waiters: usize) {
+    while heirlock::queue(lock).is_none_or(|queue| queue.len() < waiters) {
+        sleep(Duration::from_micros(500));
+    }
+    // From the queue into the sleep.
+    sleep(Duration::from_millis(2) + Duration::from_micros(20) * waiters as u32);
+}
+
+/// Serves a queue until it is empty: nanoseconds from one owner to the next, and of
+/// the unlock alone while at least half of the queue is there.
+fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
+    let segment = crowded(waiters)?;
+    let lock: &Mutex<u64> = &segment;
+    let barrier = Barrier::new(waiters + 1);
+    let unlock = |guard| {
+        let start = Instant::now();
+        drop(guard);
+        start.elapsed()
+    };
+    segment.attach()?;
+    let (mut starts, mut firsts) = (Vec::new(), Vec::new());
+    // When each had the lock, and how long it took to unlock, in each round.
+    let wait = || {
+        let round = |_| {
+            barrier.wait();
+            let guard = lock.lock();
+            let had = Instant::now();
+            let took = unlock(guard);
+            barrier.wait();
+            (had, took)
+        };
+        (0..rounds).map(round).collect::<Vec<_>>()
+    };
+    let served = crowd(waiters, wait, || {
+        pin::to_cpu(pin::cpus()[0]);
+        for _ in 0..rounds {
+            let guard = lock.lock();
+            barrier.wait();
+            until_queued(lock, waiters);
+            starts.push(Instant::now());
+            firsts.push(unlock(guard));
+            barrier.wait();
+        }
+    })?;
+    let (mut handovers, mut unlocks) = (Vec::new(), Vec::new());
+    for (at, (start, first)) in starts.into_iter().zip(firsts).enumerate() {
+        let mut round: Vec<(Instant, Duration)> = served.iter().map(|one| one[at]).collect();
+        round.sort_unstable();
+        let last = round[waiters - 1].0;
+        handovers.push(last.duration_since(start).as_secs_f64() * 1e9 / waiters as f64);
+        let early = round[..waiters / 2].iter().map(|(_, took)| *took);
+        unlocks.extend(early.chain([first]).map(|took| took.as_secs_f64() * 1e9));
+    }
+    Ok([median(handovers), median(unlocks)])
+}
+
+/// What it costs a waiter to queue, to sleep until its time is over, and to leave
+/// the queue: nanoseconds of its own processor time.
+fn give_up(waiters: usize, rounds: usize) -> Result<f64> {
+    let segment = crowded(waiters)?;
+    let lock: &Mutex<u64> = &segment;
+    let barrier = Barrier::new(waiters + 1);
+    let deadline = RwLock::new(Instant::now());
+    let used = || {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+    };
+    segment.attach()?;
+    let wait = || {
+        segment.attach().expect("there is a row for each");
+        let round = |_| {
+            barrier.wait();
+            let deadline = *deadline.read().expect("nobody panics with it");
+            let before = used();
+            let guard = lock.try_lock_until(deadline);
+            let after = used();
+            assert!(guard.is_none(), "the owner keeps it");
+            barrier.wait();
+            after - before
+        };
+        (0..rounds).map(round).collect::<Vec<_>>()
+    };
+    let times = crowd(waiters, wait, || {
+        let guard = lock.lock();
+        for _ in 0..rounds {
+            let patience = Duration::from_millis(3) + Duration::from_micros(100) * waiters as u32;
+            *deadline.write().expect("nobody panics with it") = Instant::now() + patience;
+            barrier.wait();
+            barrier.wait();
+        }
+        drop(guard);
+    })?;
+    Ok(median(times.concat()))
+}
+
+/// Takes rows of a segment, and keeps them.
+fn tenants(path: &Path, rows: usize) -> Result<()> {
+    let segment = arena::open(path)?;
+    let live = || {
+        segment.attach().expect("there is a row for each");
+        segment.token.0.fetch_add(1, Relaxed);
+        while segment.phase() != Phase::Over {
+            thread::park();
+        }
+    };
+    crowd(rows, live, || {}).map(drop)
+}
+
+/// Nanoseconds that it takes a new thread to join.
+fn attach<T: Sync + FromBytes + 'static>(segment: &Segment<T>, times: usize) -> f64 {
+    pin::to_cpu(pin::cpus()[0]);
+    let join = || {
+        let start = Instant::now();
+        segment.attach().expect("there is a row for it");
+        start.elapsed().as_secs_f64() * 1e9
+    };
+    let one = |_| thread::scope(|scope| scope.spawn(join).join().expect("it does not panic"));
+    median((0..times).map(one).collect())
+}
+
+/// Nanoseconds for a lock and its unlock: of one lock alone in its segment, and of
+/// one after the other of many.
+fn many(turns: usize) -> Result<[f64; 2]> {
+    pin::to_cpu(pin::cpus()[0]);
+    let one: Segment<[Mutex<u64>; 1]> = Segment::anonymous()?;
+    let all: Segment<[Mutex<u64>; MANY]> = Segment::anonymous()?;
+    let mut times = [const { Vec::new() }; 2];
+    for _ in 0..turns {
+        for (times, locks) in times.iter_mut().zip([&one[..], &all[..]]) {
+            let start = Instant::now();
+            for lock in locks.iter().cycle().take(MANY) {
+                *black_box(lock).lock() += 1;
+            }
+            times.push(start.elapsed().as_secs_f64() * 1e9 / MANY as f64);
+        }
+    }
+    Ok(times.map(median))
+}
