@@ -19,7 +19,7 @@ const COLOURS: [RGBColor; 6] = [
 /// A name for a file.
 fn slug(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    let words: String = name.chars().map(plain).collect();
+    let words: String = name.replace('µ', "u").chars().map(plain).collect();
     words.split('-').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
 }
 
@@ -67,6 +67,7 @@ fn draw_table(path: &Path, title: &str, figures: &[&Figure]) -> Result<()> {
         .disable_x_mesh()
         .x_labels(2 * cases.len() + 1)
         .x_label_formatter(&tick)
+        .y_label_formatter(&|y| y.to_string())
         .y_desc("the scale is logarithmic")
         .label_style(("sans-serif", 15))
         .axis_desc_style(("sans-serif", 16))
@@ -112,6 +113,6 @@ mod tests {
 
     #[test]
     fn a_table_s_name_makes_a_file_s() {
-        assert_eq!(slug("one way (ns), N = 4"), "one-way-ns-n-4");
+        assert_eq!(slug("for each (µs), N = 4"), "for-each-us-n-4");
     }
 }

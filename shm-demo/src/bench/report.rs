@@ -123,15 +123,13 @@ pub(crate) fn markdown(item: &Item) -> String {
     for note in &item.notes {
         writeln!(text, "\n{note}").expect("a String takes anything");
     }
-    if (item.discarded, item.disturbed) != (0, 0) {
-        writeln!(
-            text,
-            "\nThe host took processor time: {} repetitions were discarded and made again; {} count \
-             in spite of it.",
-            item.discarded, item.disturbed
-        )
+    let Item { discarded, disturbed, .. } = item;
+    write!(text, "\nRepetitions discarded because the host took processor time: {discarded}")
         .expect("a String takes anything");
-    }
+    text.push_str(&match disturbed {
+        0 => ".\n".into(),
+        count => format!("; {count} count in spite of it.\n"),
+    });
     text
 }
 
@@ -150,7 +148,8 @@ mod tests {
             | ns | heirlock | std |\n| --- | ---: | ---: |\n\
             | two | 2.00 (100%) | 4.00 (0%) |\n| four | 123 (0%) |  |\n\n\
             | target | case | measured | aim | result |\n| --- | ---: | ---: | ---: | ---: |\n\
-            | heirlock / std | two | 0.250 (0%) | at most 0.20 | **missed** |\n";
+            | heirlock / std | two | 0.250 (0%) | at most 0.20 | **missed** |\n\n\
+            Repetitions discarded because the host took processor time: 0.\n";
         assert_eq!(markdown(&item), expected);
     }
 }

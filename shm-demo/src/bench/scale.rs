@@ -26,9 +26,9 @@ const MOVING_IN: Duration = Duration::from_secs(30);
 pub(crate) fn measure(stage: &Stage) -> Result<Item> {
     let mut item = Item::new(
         "scale",
-        "One lock with many waiters, all asleep: the time from one owner to the next while the \
-         queue is served, of the unlock alone, and the processor time of a waiter that queues and \
-         gives up. A segment in which many take part: the time in which a new thread joins. \
+        "One lock with many waiters on one CPU, all asleep: the time from one owner to the next \
+         while the queue is served, and the processor time of an unlock alone and of a waiter that \
+         queues and gives up. A segment in which many take part: the time in which a new thread joins. \
          Many locks in a segment: lock and unlock. None may grow.",
     );
     let waiters: &[usize] = stage.usually(&[2, 10, 100, 1000], &[2, 10]);

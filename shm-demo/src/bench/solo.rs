@@ -62,22 +62,18 @@ fn crowded(waiters: usize) -> Result<Segment<Mutex<u64>>> {
     Ok(Segment::options().capacity((waiters + SPARE_ROWS) as u32).anonymous()?)
 }
 
-/// Starts threads, each on its CPU, and waits for their end.
+/// Starts threads, all on one CPU, and waits for their end. On several, waking one
+/// would cost more or less with how many CPUs are idle, and not with the queue.
 fn crowd<R: Send>(
     threads: usize,
     work: impl Fn() -> R + Sync,
     meanwhile: impl FnOnce(),
 ) -> Result<Vec<R>> {
-    let cpus = pin::cpus();
+    pin::to_cpu(pin::cpus()[0]);
     thread::scope(|scope| {
         let mut crowd = Vec::new();
-        for thread in 0..threads {
-            let (work, cpu) = (&work, cpus[thread % cpus.len()]);
-            let start = move || {
-                pin::to_cpu(cpu);
-                work()
-            };
-            crowd.push(thread::Builder::new().stack_size(STACK).spawn_scoped(scope, start)?);
+        for _ in 0..threads {
+            crowd.push(thread::Builder::new().stack_size(STACK).spawn_scoped(scope, &work)?);
         }
         meanwhile();
         Ok(crowd.into_iter().map(|one| one.join().expect("it does not panic")).collect())
@@ -93,16 +89,22 @@ fn until_queued(lock: &Mutex<u64>, waiters: usize) {
     sleep(Duration::from_millis(2) + Duration::from_micros(20) * waiters as u32);
 }
 
-/// Serves a queue until it is empty: nanoseconds from one owner to the next, and of
-/// the unlock alone while at least half of the queue is there.
+/// The processor time that this thread has used, in nanoseconds.
+fn used() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
+}
+
+/// Serves a queue until it is empty: nanoseconds from one owner to the next, and the
+/// processor time of the unlock alone while at least half of the queue is there.
 fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
     let segment = crowded(waiters)?;
     let lock: &Mutex<u64> = &segment;
     let barrier = Barrier::new(waiters + 1);
     let unlock = |guard| {
-        let start = Instant::now();
+        let before = used();
         drop(guard);
-        start.elapsed()
+        used() - before
     };
     segment.attach()?;
     let (mut starts, mut firsts) = (Vec::new(), Vec::new());
@@ -119,7 +121,6 @@ fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
         (0..rounds).map(round).collect::<Vec<_>>()
     };
     let served = crowd(waiters, wait, || {
-        pin::to_cpu(pin::cpus()[0]);
         for _ in 0..rounds {
             let guard = lock.lock();
             barrier.wait();
@@ -131,28 +132,23 @@ fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
     })?;
     let (mut handovers, mut unlocks) = (Vec::new(), Vec::new());
     for (at, (start, first)) in starts.into_iter().zip(firsts).enumerate() {
-        let mut round: Vec<(Instant, Duration)> = served.iter().map(|one| one[at]).collect();
-        round.sort_unstable();
+        let mut round: Vec<(Instant, f64)> = served.iter().map(|one| one[at]).collect();
+        round.sort_by_key(|(had, _)| *had);
         let last = round[waiters - 1].0;
         handovers.push(last.duration_since(start).as_secs_f64() * 1e9 / waiters as f64);
         let early = round[..waiters / 2].iter().map(|(_, took)| *took);
-        unlocks.extend(early.chain([first]).map(|took| took.as_secs_f64() * 1e9));
+        unlocks.extend(early.chain([first]));
     }
     Ok([median(handovers), median(unlocks)])
 }
 
-/// What it costs a waiter to queue, to sleep until its time is over, and to leave
-/// the queue: nanoseconds of its own processor time.
+/// What it costs a waiter that is not the first to queue, to sleep until its time is
+/// over, and to leave the queue: nanoseconds of its own processor time.
 fn give_up(waiters: usize, rounds: usize) -> Result<f64> {
     let segment = crowded(waiters)?;
     let lock: &Mutex<u64> = &segment;
     let barrier = Barrier::new(waiters + 1);
     let deadline = RwLock::new(Instant::now());
-    let used = || {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
-    };
-    segment.attach()?;
     let wait = || {
         segment.attach().expect("there is a row for each");
         let round = |_| {
@@ -169,13 +165,19 @@ fn give_up(waiters: usize, rounds: usize) -> Result<f64> {
     };
     let times = crowd(waiters, wait, || {
         let guard = lock.lock();
-        for _ in 0..rounds {
-            let patience = Duration::from_millis(3) + Duration::from_micros(100) * waiters as u32;
-            *deadline.write().expect("nobody panics with it") = Instant::now() + patience;
-            barrier.wait();
-            barrier.wait();
-        }
-        drop(guard);
+        thread::scope(|scope| {
+            // The first in the queue does more, whatever the queue's length.
+            scope.spawn(|| drop(lock.lock()));
+            until_queued(lock, 1);
+            for _ in 0..rounds {
+                let patience =
+                    Duration::from_millis(3) + Duration::from_micros(100) * waiters as u32;
+                *deadline.write().expect("nobody panics with it") = Instant::now() + patience;
+                barrier.wait();
+                barrier.wait();
+            }
+            drop(guard);
+        });
     })?;
     Ok(median(times.concat()))
 }
