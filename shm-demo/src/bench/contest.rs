@@ -10,6 +10,7 @@ use crate::Result;
 use crate::crew::Crew;
 use crate::segment_file::SegmentFile;
 use heirlock::{Participant, Segment};
+use rustix::thread::futex;
 use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -144,17 +145,13 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
     stage.pause(setup.window)?;
     let after = look(&segment, members, start);
     segment.begin(Phase::Over);
-    // Whoever sleeps for the token has missed the end.
-    while player == Player::Switch && !crew.running().is_empty() {
-        let _ = rustix::thread::futex::wake(
-            &segment.token.0,
-            rustix::thread::futex::Flags::empty(),
-            u32::MAX,
-        );
-        crew.ended()?;
-        stage.pause(Duration::from_micros(200))?;
-    }
-    stage.until(&what, &mut crew, |crew| crew.running().is_empty())?;
+    stage.until(&what, &mut crew, |crew| {
+        if player == Player::Switch {
+            // Whoever sleeps for the token has missed the end.
+            let _ = futex::wake(&segment.token.0, futex::Flags::empty(), u32::MAX);
+        }
+        crew.running().is_empty()
+    })?;
     let sum = after.since(before);
     if sum.acquisitions == 0.0 {
         return Err(format!("{what}: nobody got the lock in {:?}", setup.window).into());
