@@ -34,6 +34,9 @@ What --json prints, in one object on the last line:
     notes               what could not be measured here, and why
     discarded           repetitions that were made again
     disturbed           repetitions that count although the host took the time
+    others              the largest share of the processors' time in a repetition that
+                        went to other programs of this machine: they make figures
+                        worse, and are not held against a repetition
 
 Exit code 0 means that everything was measured, whatever came out.
 

@@ -57,9 +57,9 @@ impl Sum {
         }
     }
 
-    /// Acquisitions per second.
-    pub(crate) fn throughput(&self) -> f64 {
-        self.acquisitions / self.seconds
+    /// Changes of the owner per second.
+    pub(crate) fn handover_rate(&self) -> f64 {
+        self.handovers / self.seconds
     }
 
     /// Nanoseconds from one owner to the next.
@@ -153,8 +153,5 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
         crew.running().is_empty()
     })?;
     let sum = after.since(before);
-    if sum.acquisitions == 0.0 {
-        return Err(format!("{what}: nobody got the lock in {:?}", setup.window).into());
-    }
     Ok(sum)
 }

@@ -1,5 +1,6 @@
 //! Results: measured figures, and what was aimed at.
 
+use super::stage::Disturbance;
 use serde::Serialize;
 
 /// The median of some repetitions, and how far apart they were.
@@ -85,16 +86,15 @@ pub(crate) struct Item {
     pub(crate) checks: Vec<Check>,
     /// What could not be measured here, and why.
     pub(crate) notes: Vec<String>,
-    /// Repetitions that were made again because the host took the time.
-    pub(crate) discarded: u32,
-    /// Repetitions that count although it did.
-    pub(crate) disturbed: u32,
+    #[serde(flatten)]
+    pub(crate) disturbance: Disturbance,
 }
 
 impl Item {
     pub(crate) fn new(name: &'static str, about: &'static str) -> Self {
         let (figures, checks, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name, about, figures, checks, notes, discarded: 0, disturbed: 0 }
+        let disturbance = Disturbance::default();
+        Self { name, about, figures, checks, notes, disturbance }
     }
 
     /// Adds what was measured of a variant, in each repetition.

@@ -24,6 +24,7 @@ mod report;
 mod scale;
 mod solo;
 mod stage;
+mod ticks;
 mod uncontended;
 
 use crate::{Result, print, print_json};
@@ -89,7 +90,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             return Ok(ExitCode::from(128 + number));
         }
         let mut item = measured?;
-        (item.discarded, item.disturbed) = stage.take_discarded();
+        item.disturbance = stage.take_disturbance();
         say(&report::markdown(&item))?;
         if let Some(directory) = &args.plot {
             plot::draw(directory, &item)?;

@@ -2,6 +2,7 @@
 
 use super::figures::{Item, Summary, Target};
 use super::machine::Machine;
+use super::stage::Disturbance;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -123,13 +124,14 @@ pub(crate) fn markdown(item: &Item) -> String {
     for note in &item.notes {
         writeln!(text, "\n{note}").expect("a String takes anything");
     }
-    let Item { discarded, disturbed, .. } = item;
-    write!(text, "\nRepetitions discarded because the host took processor time: {discarded}")
-        .expect("a String takes anything");
-    text.push_str(&match disturbed {
-        0 => ".\n".into(),
-        count => format!("; {count} count in spite of it.\n"),
-    });
+    let Disturbance { discarded, disturbed, others } = item.disturbance;
+    writeln!(
+        text,
+        "\nRepetitions discarded because the host took processor time: {discarded}; that count in \
+         spite of it: {disturbed}. Other programs took up to {:.0}% of the processor time.",
+        others * 100.0
+    )
+    .expect("a String takes anything");
     text
 }
 
@@ -149,7 +151,8 @@ mod tests {
             | two | 2.00 (100%) | 4.00 (0%) |\n| four | 123 (0%) |  |\n\n\
             | target | case | measured | aim | result |\n| --- | ---: | ---: | ---: | ---: |\n\
             | heirlock / std | two | 0.250 (0%) | at most 0.20 | **missed** |\n\n\
-            Repetitions discarded because the host took processor time: 0.\n";
+            Repetitions discarded because the host took processor time: 0; that count in \
+            spite of it: 0. Other programs took up to 0% of the processor time.\n";
         assert_eq!(markdown(&item), expected);
     }
 }

@@ -3,9 +3,11 @@
 
 use super::cli::BenchArgs;
 use super::pin;
+use super::ticks::Ticks;
 use crate::Result;
 use crate::crew::Crew;
 use crate::signals::Signals;
+use serde::Serialize;
 use std::cell::Cell;
 use std::hint::black_box;
 use std::thread::sleep;
@@ -33,8 +35,19 @@ pub(crate) struct Stage {
     pub(crate) signals: Signals,
     /// How long one turn of the busy loop takes.
     turn_ns: f64,
-    discarded: Cell<u32>,
-    disturbed: Cell<u32>,
+    disturbance: Cell<Disturbance>,
+}
+
+/// Who else used the processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Disturbance {
+    /// Repetitions that were made again because the host took the time.
+    pub(crate) discarded: u32,
+    /// Repetitions that count although it did.
+    pub(crate) disturbed: u32,
+    /// The largest share of the processors' time in a repetition that went to other
+    /// programs of this machine.
+    pub(crate) others: f64,
 }
 
 impl Stage {
@@ -47,8 +60,7 @@ impl Stage {
             cpus,
             signals,
             turn_ns: calibrate(),
-            discarded: Cell::new(0),
-            disturbed: Cell::new(0),
+            disturbance: Cell::default(),
         })
     }
 
@@ -75,10 +87,13 @@ impl Stage {
     /// and made again; but not for ever: then those with the least of it count.
     pub(crate) fn repeat<R>(&self, mut round: impl FnMut() -> Result<R>) -> Result<Vec<R>> {
         let (mut clean, mut rest) = (Vec::new(), Vec::new());
+        let mut disturbance = self.disturbance.take();
         for _ in 0..self.repetitions * TRIES {
-            let before = ticks();
+            let before = Ticks::now();
             let result = round()?;
-            let stolen = stolen(before, ticks());
+            let spent = Ticks::now().since(before);
+            disturbance.others = disturbance.others.max(spent.share(spent.others()));
+            let stolen = spent.share(spent.stolen);
             if stolen <= STEAL || self.quick {
                 clean.push(result);
             } else {
@@ -89,17 +104,17 @@ impl Stage {
             }
         }
         let missing = self.repetitions - clean.len();
-        self.disturbed.set(self.disturbed.get() + missing as u32);
-        self.discarded.set(self.discarded.get() + (rest.len() - missing) as u32);
+        disturbance.disturbed += missing as u32;
+        disturbance.discarded += (rest.len() - missing) as u32;
+        self.disturbance.set(disturbance);
         rest.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         clean.extend(rest.into_iter().take(missing).map(|(_, result)| result));
         Ok(clean)
     }
 
-    /// How many repetitions were discarded since the last call, and how many
-    /// count although the host took its time.
-    pub(crate) fn take_discarded(&self) -> (u32, u32) {
-        (self.discarded.take(), self.disturbed.take())
+    /// Who else used the processors since the last call.
+    pub(crate) fn take_disturbance(&self) -> Disturbance {
+        self.disturbance.take()
     }
 
     /// An error if a signal asked for the end.
@@ -160,29 +175,4 @@ fn calibrate() -> f64 {
         start.elapsed().as_secs_f64() * 1e9 / TURNS as f64
     };
     (0..200).map(time).fold(f64::MAX, f64::min)
-}
-
-/// The ticks of all processors since boot: those that the host took, and all.
-fn ticks() -> (f64, f64) {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let line = stat.lines().next().unwrap_or_default();
-    let fields = line.split_whitespace().skip(1).take(8);
-    let ticks: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
-    (ticks.get(7).copied().unwrap_or(0.0), ticks.iter().sum())
-}
-
-/// Which share of the time between two looks the host took.
-fn stolen(before: (f64, f64), after: (f64, f64)) -> f64 {
-    (after.0 - before.0) / (after.1 - before.1).max(1.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_stolen_share_is_of_all_time() {
-        assert_eq!(stolen((10.0, 100.0), (15.0, 200.0)), 0.05);
-        assert_eq!(stolen((10.0, 100.0), (10.0, 100.0)), 0.0);
-    }
 }
