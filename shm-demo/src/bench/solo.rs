@@ -66,14 +66,15 @@ fn crowded(waiters: usize) -> Result<Segment<Mutex<u64>>> {
 /// would cost more or less with how many CPUs are idle, and not with the queue.
 fn crowd<R: Send>(
     threads: usize,
-    work: impl Fn() -> R + Sync,
+    work: impl Fn(usize) -> R + Sync,
     meanwhile: impl FnOnce(),
 ) -> Result<Vec<R>> {
     pin::to_cpu(pin::cpus()[0]);
     thread::scope(|scope| {
         let mut crowd = Vec::new();
-        for _ in 0..threads {
-            crowd.push(thread::Builder::new().stack_size(STACK).spawn_scoped(scope, &work)?);
+        for thread in 0..threads {
+            let (work, start) = (&work, thread::Builder::new().stack_size(STACK));
+            crowd.push(start.spawn_scoped(scope, move || work(thread))?);
         }
         meanwhile();
         Ok(crowd.into_iter().map(|one| one.join().expect("it does not panic")).collect())
@@ -109,7 +110,7 @@ fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
     segment.attach()?;
     let (mut starts, mut firsts) = (Vec::new(), Vec::new());
     // When each had the lock, and how long it took to unlock, in each round.
-    let wait = || {
+    let wait = |_| {
         let round = |_| {
             barrier.wait();
             let guard = lock.lock();
@@ -145,15 +146,17 @@ fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
 /// What it costs a waiter that is not the first to queue, to sleep until its time is
 /// over, and to leave the queue: nanoseconds of its own processor time.
 fn give_up(waiters: usize, rounds: usize) -> Result<f64> {
+    const APART: Duration = Duration::from_micros(100);
     let segment = crowded(waiters)?;
     let lock: &Mutex<u64> = &segment;
     let barrier = Barrier::new(waiters + 1);
     let deadline = RwLock::new(Instant::now());
-    let wait = || {
+    let wait = |thread: usize| {
         segment.attach().expect("there is a row for each");
         let round = |_| {
             barrier.wait();
-            let deadline = *deadline.read().expect("nobody panics with it");
+            // Each wakes by itself: to wake several at once costs less for each.
+            let deadline = *deadline.read().expect("nobody panics with it") + APART * thread as u32;
             let before = used();
             let guard = lock.try_lock_until(deadline);
             let after = used();
@@ -170,8 +173,7 @@ fn give_up(waiters: usize, rounds: usize) -> Result<f64> {
             scope.spawn(|| drop(lock.lock()));
             until_queued(lock, 1);
             for _ in 0..rounds {
-                let patience =
-                    Duration::from_millis(3) + Duration::from_micros(100) * waiters as u32;
+                let patience = Duration::from_millis(3) + APART * waiters as u32;
                 *deadline.write().expect("nobody panics with it") = Instant::now() + patience;
                 barrier.wait();
                 barrier.wait();
@@ -185,7 +187,7 @@ fn give_up(waiters: usize, rounds: usize) -> Result<f64> {
 /// Takes rows of a segment, and keeps them.
 fn tenants(path: &Path, rows: usize) -> Result<()> {
     let segment = arena::open(path)?;
-    let live = || {
+    let live = |_| {
         segment.attach().expect("there is a row for each");
         segment.token.0.fetch_add(1, Relaxed);
         while segment.phase() != Phase::Over {
