@@ -101,6 +101,8 @@ pub(crate) struct BenchSoloArgs {
 pub(crate) enum Part {
     /// Has so many threads queue, and serves them
     Queue { waiters: usize, rounds: usize },
+    /// The same, with a fair lock of one process
+    FairQueue { waiters: usize, rounds: usize },
     /// Has so many threads queue, until their time is over
     GiveUp { waiters: usize, rounds: usize },
     /// Takes part in a segment with so many threads, until it is killed

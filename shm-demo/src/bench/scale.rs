@@ -28,7 +28,8 @@ pub(crate) fn measure(stage: &Stage) -> Result<Item> {
         "scale",
         "One lock with many waiters on one CPU, all asleep: the time from one owner to the next \
          while the queue is served, and the processor time of an unlock alone and of a waiter that \
-         queues and gives up. A segment in which many take part: the time in which a new thread joins. \
+         queues and gives up. (That of FairMutex shows what so many threads cost, whatever the \
+         lock.) A segment in which many take part: the time in which a new thread joins. \
          Many locks in a segment: lock and unlock. None may grow.",
     );
     let waiters: &[usize] = stage.usually(&[2, 10, 100, 1000], &[2, 10]);
@@ -69,7 +70,8 @@ fn queues(stage: &Stage, item: &mut Item, waiters: &[usize]) -> Result<()> {
             let rounds = stage.usually(rounds, 2).to_string();
             let served = ask(stage, &["queue", &count, &rounds])?;
             let given_up = ask(stage, &["give-up", &count, &rounds])?;
-            Ok([served[0], served[1], given_up[0]])
+            let fairly = ask(stage, &["fair-queue", &count, &rounds])?;
+            Ok([served[0], served[1], given_up[0], fairly[0], fairly[1]])
         };
         waiters.iter().map(of).collect::<Result<Vec<_>>>()
     })?;
@@ -78,6 +80,13 @@ fn queues(stage: &Stage, item: &mut Item, waiters: &[usize]) -> Result<()> {
         let of = |case: usize| rounds.iter().map(|round| round[case][at]).collect();
         let samples: Vec<Vec<f64>> = (0..cases.len()).map(of).collect();
         grows(item, "one lock (ns)", variant, &cases, &samples);
+    }
+    // What it costs to have so many threads, whatever the lock.
+    for (at, variant) in [(3, "FairMutex: hand-over"), (4, "FairMutex: unlock alone")] {
+        for (case, name) in cases.iter().enumerate() {
+            let samples: Vec<f64> = rounds.iter().map(|round| round[case][at]).collect();
+            item.figure("one lock (ns)", name, variant, &samples);
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use super::arena::{self, Phase};
 use super::cli::{BenchSoloArgs, Part};
 use super::figures::median;
 use super::member::die_with;
+use super::peers::Lock;
 use super::{heir, heirs, pin};
 use crate::Result;
 use crate::signals::Signals;
@@ -13,7 +14,7 @@ use rustix::time::{ClockId, clock_gettime};
 use std::hint::black_box;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Barrier, RwLock};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -33,7 +34,8 @@ pub(crate) fn run(args: &BenchSoloArgs) -> Result<()> {
     // Ctrl-C goes to the whole group. The parent sees to the end of it.
     let _signals = Signals::watch()?;
     match &args.part {
-        Part::Queue { waiters, rounds } => say(&queue(*waiters, *rounds)?),
+        Part::Queue { waiters, rounds } => say(&our_queue(*waiters, *rounds)?),
+        Part::FairQueue { waiters, rounds } => say(&fair_queue(*waiters, *rounds)?),
         Part::GiveUp { waiters, rounds } => say(&[give_up(*waiters, *rounds)?]),
         Part::Tenants { path, rows } => tenants(path, *rows),
         Part::Attach { path, times } => say(&[attach(&arena::open(path)?, *times)]),
@@ -86,7 +88,11 @@ fn until_queued(lock: &Mutex<u64>, waiters: usize) {
     while heirlock::queue(lock).is_none_or(|queue| queue.len() < waiters) {
         sleep(Duration::from_micros(500));
     }
-    // From the queue into the sleep.
+    fall_asleep(waiters);
+}
+
+/// Waits for as long as it takes so many threads to fall asleep.
+fn fall_asleep(waiters: usize) {
     sleep(Duration::from_millis(2) + Duration::from_micros(20) * waiters as u32);
 }
 
@@ -98,41 +104,49 @@ fn used() -> f64 {
 
 /// Serves a queue until it is empty: nanoseconds from one owner to the next, and the
 /// processor time of the unlock alone while at least half of the queue is there.
-fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
-    let segment = crowded(waiters)?;
-    let lock: &Mutex<u64> = &segment;
+/// `until_queued` waits until all have fallen asleep that have arrived.
+fn queue(
+    lock: &impl Lock,
+    waiters: usize,
+    rounds: usize,
+    until_queued: impl Fn(),
+) -> Result<[f64; 2]> {
     let barrier = Barrier::new(waiters + 1);
-    let unlock = |guard| {
-        let before = used();
-        drop(guard);
-        used() - before
+    let arrived = AtomicUsize::new(0);
+    // When somebody had the lock, and how long the unlock took.
+    let lock_and_unlock = |owner: &dyn Fn()| {
+        let (had, before) = lock.locked(|_| {
+            owner();
+            (Instant::now(), used())
+        });
+        (had, used() - before)
     };
-    segment.attach()?;
-    let (mut starts, mut firsts) = (Vec::new(), Vec::new());
-    // When each had the lock, and how long it took to unlock, in each round.
     let wait = |_| {
         let round = |_| {
             barrier.wait();
-            let guard = lock.lock();
-            let had = Instant::now();
-            let took = unlock(guard);
+            arrived.fetch_add(1, Relaxed);
+            let served = lock_and_unlock(&|| {});
             barrier.wait();
-            (had, took)
+            served
         };
         (0..rounds).map(round).collect::<Vec<_>>()
     };
+    let mut firsts = Vec::new();
     let served = crowd(waiters, wait, || {
         for _ in 0..rounds {
-            let guard = lock.lock();
-            barrier.wait();
-            until_queued(lock, waiters);
-            starts.push(Instant::now());
-            firsts.push(unlock(guard));
+            arrived.store(0, Relaxed);
+            firsts.push(lock_and_unlock(&|| {
+                barrier.wait();
+                while arrived.load(Relaxed) < waiters {
+                    sleep(Duration::from_micros(500));
+                }
+                until_queued();
+            }));
             barrier.wait();
         }
     })?;
     let (mut handovers, mut unlocks) = (Vec::new(), Vec::new());
-    for (at, (start, first)) in starts.into_iter().zip(firsts).enumerate() {
+    for (at, (start, first)) in firsts.into_iter().enumerate() {
         let mut round: Vec<(Instant, f64)> = served.iter().map(|one| one[at]).collect();
         round.sort_by_key(|(had, _)| *had);
         let last = round[waiters - 1].0;
@@ -141,6 +155,18 @@ fn queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
         unlocks.extend(early.chain([first]));
     }
     Ok([median(handovers), median(unlocks)])
+}
+
+/// The queue of heirlock's lock.
+fn our_queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
+    let segment = crowded(waiters)?;
+    let lock: &Mutex<u64> = &segment;
+    queue(lock, waiters, rounds, || until_queued(lock, waiters))
+}
+
+/// That of a fair lock of one process.
+fn fair_queue(waiters: usize, rounds: usize) -> Result<[f64; 2]> {
+    queue(&parking_lot::FairMutex::new(0), waiters, rounds, || fall_asleep(waiters))
 }
 
 /// What it costs a waiter that is not the first to queue, to sleep until its time is
