@@ -1,6 +1,7 @@
 //! The segment that the members of a run share with the parent, which measures.
 
 use heirlock::{Mutex, Segment, SegmentError};
+use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
@@ -21,6 +22,12 @@ const SPARE_ROWS: u32 = 8;
 #[derive(FromBytes)]
 #[repr(C, align(128))]
 pub(crate) struct Apart<T>(pub(crate) T);
+
+/// Nanoseconds on the clock that all processes share.
+pub(crate) fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
 
 /// What a run is doing.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Many locks of one owner, and those who inherit them.
 
+use super::arena::now;
 use super::pin;
 use super::solo::say;
 use crate::Result;
 use heirlock::{Mutex, MutexGuard, Segment, SegmentError};
-use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::thread::{self, sleep};
 use std::time::Duration;
@@ -23,12 +23,6 @@ pub(crate) type Locks = [Mutex<u64>; LOCKS];
 
 pub(crate) fn create(path: &Path) -> std::result::Result<Segment<Locks>, SegmentError> {
     Segment::options().capacity(LOCKS as u32 + SPARE_ROWS).create(path)
-}
-
-/// Nanoseconds on the clock that all processes share.
-pub(crate) fn now() -> f64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
 }
 
 /// Takes the first locks, says so, and keeps them.
@@ -61,7 +55,7 @@ pub(super) fn inherit(path: &Path, locks: usize, threads: usize) -> Result<()> {
                 .push(thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || take(part))?);
         }
         let ends = heirs.into_iter().map(|heir| heir.join().expect("it does not panic"));
-        std::io::Result::Ok(ends.fold(0.0, f64::max))
+        std::io::Result::Ok(ends.max())
     })?;
-    say(&[had])
+    say(&[had.expect("there is an heir") as f64])
 }

@@ -1,5 +1,6 @@
 //! From the SIGKILL of an owner to its heir.
 
+use super::arena::now;
 use super::child::{Child, this_program};
 use super::figures::{Item, Target, median};
 use super::heir::{Heir, PEERS};
@@ -80,7 +81,7 @@ fn inherit(stage: &Stage, locks: usize, threads: usize) -> Result<f64> {
     owner.line(stage)?;
     let mut heirs = Child::start(&["heirs", path, &count, &threads.to_string()])?;
     until_queued(stage, &segment, threads)?;
-    let start = heirs::now();
+    let start = now() as f64;
     owner.kill()?;
     let had = heirs.numbers(stage)?[0];
     Ok((had - start) / 1e3 / locks as f64)
