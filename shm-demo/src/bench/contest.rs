@@ -57,9 +57,10 @@ impl Sum {
         }
     }
 
-    /// Changes of the owner per second.
+    /// Changes of the owner per second. (At least one: on a machine that is very busy
+    /// it may have been none, by which nothing could be divided.)
     pub(crate) fn handover_rate(&self) -> f64 {
-        self.handovers / self.seconds
+        self.handovers.max(1.0) / self.seconds
     }
 
     /// Nanoseconds from one owner to the next.

@@ -54,8 +54,13 @@ fn one_lock(stage: &Stage, item: &mut Item) -> Result<()> {
 
 fn many_locks(stage: &Stage, item: &mut Item) -> Result<()> {
     let counts: &[usize] = stage.usually(&[1, 10, 100, heirs::LOCKS], &[1, 10]);
+    let kills = stage.usually(5, 1);
     let rounds = stage.repeat(|| {
-        let of = |locks: &usize| Ok([inherit(stage, *locks, *locks)?, inherit(stage, *locks, 1)?]);
+        let several = |locks: usize, threads: usize| -> Result<f64> {
+            let times = (0..kills).map(|_| inherit(stage, locks, threads));
+            Ok(median(times.collect::<Result<_>>()?))
+        };
+        let of = |locks: &usize| Ok([several(*locks, *locks)?, several(*locks, 1)?]);
         counts.iter().map(of).collect::<Result<Vec<_>>>()
     })?;
     for (at, variant) in ["a thread for each", "one thread for all"].into_iter().enumerate() {
