@@ -4,7 +4,8 @@
 mod kit;
 
 use kit::{Demo, Said, until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 
@@ -114,11 +115,12 @@ fn a_signal_ends_it_and_nothing_is_left() {
 fn a_member_that_is_killed_is_an_error() {
     let demo = Demo::start(&["bench", "oversubscribed", "--json"]);
     let pid = demo.pid();
-    until("a process has been started", || {
-        // Perhaps gone by now: then the next one.
-        children(pid).first().is_some_and(|child| {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*child), Signal::SIGKILL).is_ok()
-        })
+    until("the run ends", || {
+        // One that is just about to end by itself may be missed: then the next one.
+        for child in children(pid) {
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
     });
     let said = demo.end_soon();
     assert_eq!(said.code(), Some(1), "{said:?}");
