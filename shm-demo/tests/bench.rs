@@ -136,3 +136,18 @@ fn an_unknown_item_is_refused() {
         assert!(said.err.contains(item), "{said:?}");
     }
 }
+
+#[test]
+fn help_explains_every_field() {
+    let help = Demo::run(&["bench", "--help"]).out;
+    let json = Demo::run(&["bench", "memory", "--quick", "--json"]).json();
+    let item = &json["items"][0];
+    for object in [&json, &json["machine"], item, &item["figures"][0], &item["checks"][0]] {
+        for field in object.as_object().expect("an object").keys() {
+            assert!(help.contains(field), "no {field} in {help}");
+        }
+    }
+    for item in ITEMS {
+        assert!(help.contains(item), "no {item} in {help}");
+    }
+}
