@@ -98,7 +98,7 @@ impl Statistics {
             sleeps: row.sleeps.get(),
             interruptions: row.interruptions.get(),
             wakes: row.wakes.get(),
-            barriers: row.barriers.get(),
+            barriers: row.barriers.get().into(),
         }
     }
 }

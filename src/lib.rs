@@ -78,6 +78,7 @@ pub use inspect::{
     queue, statistics,
 };
 pub use lock::cancel::{CancelToken, Canceller};
+pub use lock::word::Policy;
 pub use lock_options::LockOptions;
 pub use memory::error::SegmentError;
 pub use mutex::{DeadOwner, MappedMutexGuard, Mutex, MutexGuard};

@@ -5,6 +5,7 @@ use crate::error::{Cancelled, Interrupted, LockError, Unusable};
 use crate::lock::cancel::CancelToken;
 use crate::lock::raw::{Failed, Fast, RawMutex, reclaim};
 use crate::lock::wait::Limits;
+use crate::lock::word::Policy;
 use crate::lock_options::LockOptions;
 use crate::memory::error::Corrupted;
 use crate::participant::attach::{AttachError, Inheritance};
@@ -78,7 +79,26 @@ impl<T> Mutex<T> {
     /// assert_eq!(*MUTEX.lock(), 7);
     /// ```
     pub const fn new(value: T) -> Self {
-        Self { raw: RawMutex::new(), value: UnsafeCell::new(value) }
+        Self::with_policy(value, Policy::Fifo)
+    }
+
+    /// An unlocked mutex that follows `policy` for as long as it exists.
+    ///
+    /// In a segment it is put in its place when the segment is made: by
+    /// [`Options::init`](crate::Options::init).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, Options, Policy, Segment};
+    /// let segment: Segment<Mutex<u64>> = Options::new()
+    ///     .init(|mutex| *mutex = Mutex::with_policy(1, Policy::Throughput))
+    ///     .anonymous()?;
+    /// assert_eq!(*segment.lock(), 1);
+    /// # Ok::<(), heirlock::SegmentError>(())
+    /// ```
+    pub const fn with_policy(value: T, policy: Policy) -> Self {
+        Self { raw: RawMutex::new(policy), value: UnsafeCell::new(value) }
     }
 
     /// Gives the value back.
@@ -332,6 +352,15 @@ impl<T: ?Sized> Mutex<T> {
         let me = self.join().map_err(Unusable::from)?;
         let hasty = self.raw.lock(&me, limits)?;
         Ok(MutexGuard { me: me.marked(hasty), mutex: self })
+    }
+
+    /// Who gets the lock next when somebody waits for it.
+    ///
+    /// # Examples
+    ///
+    /// See [`Policy`].
+    pub fn policy(&self) -> Policy {
+        self.raw.words().policy()
     }
 
     /// Whether somebody holds the lock, or died holding it and has no heir yet.

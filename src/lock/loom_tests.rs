@@ -27,7 +27,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-static LOCK: RawMutex = RawMutex::new();
+static LOCK: RawMutex = RawMutex::new(super::word::Policy::Fifo);
 static TOKEN: CancelToken = CancelToken::new();
 
 /// One mapping serves every execution: nothing writes to its memory.
@@ -204,12 +204,14 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
             let row = attachment.row();
             row.waiting_as.touch();
             row.prev.touch();
+            row.next.touch();
             row.state.touch();
             attachment
         })
         .collect();
     LOCK.words().owner.touch();
     LOCK.words().tail.touch();
+    LOCK.words().head.touch();
     LOCK.words().guard.touch();
     assert!(!TOKEN.is_cancelled());
     if play.owned {

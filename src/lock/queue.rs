@@ -3,6 +3,15 @@
 //! Every edit is one store or one CAS, so an editor that is killed between two
 //! of them leaves a valid chain, and taking over its guard needs no repair.
 //! Enqueuing needs no guard; everything else does.
+//!
+//! The chain leads from the newest to the oldest, who is to be served. So that
+//! nobody has to walk along it each time, whoever edits notes what it learns of
+//! the other direction: in `head`, and in each row's `next`. Both are right or
+//! 0, whenever an editor is killed: what an edit makes wrong it forgets before.
+//! A walk notes all that it passes, so each waiter is passed about once.
+//!
+//! Notes are read and written `Relaxed`: only by who holds the guard, and taking
+//! it, also over a dead editor, orders one editor's accesses behind the other's.
 
 use super::wait::{self, Watched};
 use super::word::{Editor, LockWords, WaitState};
@@ -11,7 +20,8 @@ use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
 use crate::participant::life::died;
 use crate::participant::table::{Row, Table};
-use crate::sys::atomic::Ordering::SeqCst;
+use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
+use crate::sys::clock;
 use crate::sys::fault::{Fault, active};
 use crate::sys::futex;
 
@@ -22,6 +32,8 @@ const CYCLE: Corrupted = Corrupted("a queue has more members than there are rows
 pub(super) struct QueueGuard<'a> {
     words: &'a LockWords,
     me: &'a Attachment,
+    /// What the word is without an editor.
+    free: Editor,
 }
 
 /// The waiter that is to be served next, as it was when it was found.
@@ -30,6 +42,24 @@ pub(super) struct Oldest {
     pub(super) index: u32,
     pub(super) id: Id,
     pub(super) state: WaitState,
+    since: u32,
+}
+
+/// For how many ticks a waiter may be passed by: a millisecond at most, less
+/// what rounding hides.
+const PATIENCE: u32 = 975;
+
+/// Whether nobody may take the lock past a waiter that queued at `since` any
+/// more.
+fn too_long(since: u32) -> bool {
+    clock::ticks().wrapping_sub(since) >= PATIENCE
+}
+
+impl Oldest {
+    /// Whether nobody may take the lock past it any more.
+    pub(super) fn has_waited_too_long(&self) -> bool {
+        too_long(self.since)
+    }
 }
 
 /// Where a waiter stood when it was taken out.
@@ -49,8 +79,8 @@ impl<'a> QueueGuard<'a> {
     pub(super) fn take(words: &'a LockWords, me: &'a Attachment) -> Result<Self, Corrupted> {
         let table = me.table();
         let mine = Editor::new(me.id());
-        let mut spins = wait::spins();
-        loop {
+        let mut spun = false;
+        let free = loop {
             let editor = Editor::from_bits(words.guard.load(SeqCst));
             let replace = |new: Editor| {
                 words.guard.compare_exchange(editor.bits(), new.bits(), SeqCst, SeqCst).is_ok()
@@ -60,7 +90,7 @@ impl<'a> QueueGuard<'a> {
             // did. Sleepers keep their wake: it passes on with the bit.
             if row == 0 || row == mine.row() {
                 if replace(mine.in_place_of(editor)) {
-                    break;
+                    break editor.gone();
                 }
                 continue;
             }
@@ -70,25 +100,26 @@ impl<'a> QueueGuard<'a> {
                 // First: once the guard is taken nobody need look at the dead.
                 table.relay(row);
                 if replace(mine.in_place_of(editor)) {
-                    break;
+                    break editor.gone();
                 }
                 continue;
             }
-            if spins > 0 {
-                spins -= 1;
-                core::hint::spin_loop();
+            if !spun {
+                spun = true;
+                let changed = || words.guard.load(SeqCst) != editor.bits();
+                wait::spin_for(wait::longest_spin(), changed);
                 continue;
             }
             // Or else the row has a new user, who has yet to clear up: it takes
             // the guard, and gives it back.
             if editor.is_awaited() || replace(editor.awaited()) {
-                let watched = Watched { index: row, life, hasty: false };
+                let watched = Watched { index: row, life, hasty: false, lossy: false };
                 let own = (&words.guard, editor.awaited().bits());
                 // Neither a deadline nor a signal ends it: an edit is short.
                 wait::sleep(me, own, watched, wait::Limits::default())?;
             }
-        }
-        Ok(Self { words, me })
+        };
+        Ok(Self { words, me, free })
     }
 
     fn table(&self) -> Table<'a> {
@@ -99,96 +130,117 @@ impl<'a> QueueGuard<'a> {
         self.table().row(index).ok_or(BAD_ROW)
     }
 
-    /// Calls `visit(row, successor)` from the tail to the head (successor 0 at
-    /// the tail) until it says to stop. The members and their order stand
-    /// still while the guard is held, but for new ones behind the tail.
-    fn walk(
-        &self,
-        mut visit: impl FnMut(u32, u32) -> Result<bool, Corrupted>,
-    ) -> Result<(), Corrupted> {
+    /// Walks from the tail to the head and notes who stands behind whom, until
+    /// `found(waiter, who is in front of it)`: then that waiter. Else the head,
+    /// which is noted too; `None` if nobody waits.
+    ///
+    /// The members and their order stand still while the guard is held, but for
+    /// new ones behind the tail.
+    fn walk(&self, found: impl Fn(u32, u32) -> bool) -> Result<Option<u32>, Corrupted> {
         let mut index = self.words.tail.load(SeqCst);
-        let mut successor = 0;
         for _ in 0..=self.table().capacity() {
             if index == 0 {
-                return Ok(());
+                return Ok(None);
             }
             let prev = self.row(index)?.prev.load(SeqCst);
-            if !visit(index, successor)? {
-                return Ok(());
+            if prev == 0 {
+                self.words.head.store(index, Relaxed);
+            } else {
+                self.row(prev)?.next.store(index, Relaxed);
             }
-            successor = index;
+            if prev == 0 || found(index, prev) {
+                return Ok(Some(index));
+            }
             index = prev;
         }
         Err(CYCLE)
     }
 
-    /// The first member from the tail on whose thread died.
-    fn find_dead(&self) -> Result<Option<u32>, Corrupted> {
-        let mut found = None;
-        self.walk(|index, _| {
-            let life = self.table().life(index).ok_or(BAD_ROW)?;
-            if died(life.load(SeqCst)) {
-                found = Some(index);
-            }
-            Ok(found.is_none())
-        })?;
-        Ok(found)
+    /// Forgets who is behind and in front of row `index`, which is about to
+    /// leave, with `prev` in front of it. In this order: an editor that is
+    /// killed may leave things unknown, but nothing wrong.
+    fn forget(&self, index: u32, prev: u32) -> Result<(), Corrupted> {
+        if self.words.head.load(Relaxed) == index {
+            self.words.head.store(0, Relaxed);
+        }
+        self.row(index)?.next.store(0, Relaxed);
+        if prev != 0 {
+            self.row(prev)?.next.store(0, Relaxed);
+        }
+        Ok(())
     }
 
-    /// Takes all dead waiters out and has their successors look.
-    pub(super) fn splice_dead(&self) -> Result<(), Corrupted> {
+    /// Takes row `index`, which is in the queue between `prev` and `successor`,
+    /// out of it.
+    fn bypass(&self, index: u32, prev: u32, successor: u32) -> Result<(), Corrupted> {
+        self.forget(index, prev)?;
+        self.row(successor)?.prev.store(prev, SeqCst);
+        let behind = if prev == 0 { &self.words.head } else { &self.row(prev)?.next };
+        behind.store(successor, Relaxed);
+        Ok(())
+    }
+
+    /// The waiter at the head, dead or alive.
+    fn head(&self) -> Result<Option<u32>, Corrupted> {
+        if active(Fault::Lifo) {
+            let tail = self.words.tail.load(SeqCst);
+            return Ok((tail != 0).then_some(tail));
+        }
+        match self.words.head.load(Relaxed) {
+            0 => self.walk(|_, _| false),
+            known => Ok(Some(known)),
+        }
+    }
+
+    /// The oldest living waiter; the dead in front of it are taken out. The dead
+    /// behind it are left to who comes upon them: their successors, who watch
+    /// them, the next users of their rows, or the next call.
+    pub(super) fn oldest(&self) -> Result<Option<Oldest>, Corrupted> {
         // Each round takes one out, and the dead do not come back.
         for _ in 0..=self.table().capacity() {
-            let Some(dead) = self.find_dead()? else { return Ok(()) };
-            if let Unlinked::Before(successor) = self.unlink(dead)? {
-                wait::nudge(self.me, successor)?;
+            let Some(head) = self.head()? else { return Ok(None) };
+            let life = self.table().life(head).ok_or(BAD_ROW)?;
+            if died(life.load(SeqCst)) {
+                if let Unlinked::Before(successor) = self.unlink(head)? {
+                    wait::nudge(self.me, successor)?;
+                }
+                continue;
             }
+            let row = self.row(head)?;
+            // Whom the lock goes to is the thread that asked. The row may have
+            // another user by now, who did not.
+            let state = WaitState::from_bits(row.state.load(SeqCst));
+            let id = Id::from_bits(row.waiting_as.load(SeqCst));
+            if id.index() != head {
+                return Err(Corrupted("a waiter waits under an id that is not its own"));
+            }
+            let since = row.since.load(Relaxed);
+            return Ok(Some(Oldest { index: head, id, state, since }));
         }
         Err(CYCLE)
     }
 
-    /// The waiter at the head, dead or alive.
-    pub(super) fn oldest(&self) -> Result<Option<Oldest>, Corrupted> {
-        let mut head = 0;
-        self.walk(|index, _| {
-            head = index;
-            Ok(!active(Fault::Lifo))
-        })?;
-        if head == 0 {
-            return Ok(None);
-        }
-        let row = self.row(head)?;
-        // Whom the lock goes to is the thread that asked. The row may have
-        // another user by now, who did not.
-        let state = WaitState::from_bits(row.state.load(SeqCst));
-        let id = Id::from_bits(row.waiting_as.load(SeqCst));
-        if id.index() != head {
-            return Err(Corrupted("a waiter waits under an id that is not its own"));
-        }
-        Ok(Some(Oldest { index: head, id, state }))
-    }
-
     /// Takes row `index` out of the queue, if it is there.
     pub(super) fn unlink(&self, index: u32) -> Result<Unlinked, Corrupted> {
-        let tail = &self.words.tail;
-        let prev = self.row(index)?.prev.load(SeqCst);
-        if tail.load(SeqCst) == index && tail.compare_exchange(index, prev, SeqCst, SeqCst).is_ok()
-        {
-            return Ok(Unlinked::Last);
-        }
-        let mut found = Unlinked::NotThere;
-        self.walk(|row, successor| {
-            if row == index {
-                found = Unlinked::Before(successor);
+        let row = self.row(index)?;
+        let prev = row.prev.load(SeqCst);
+        let mut successor = row.next.load(Relaxed);
+        if successor == 0 {
+            if self.words.tail.load(SeqCst) == index {
+                self.forget(index, prev)?;
+                if self.words.tail.replace(index, prev).is_ok() {
+                    return Ok(Unlinked::Last);
+                }
             }
-            Ok(row != index)
-        })?;
-        if let Unlinked::Before(successor) = found {
             // Not the tail any more, and there is always somebody behind: only
             // who holds the guard could take that one out.
-            self.row(successor)?.prev.store(prev, SeqCst);
+            match self.walk(|_, in_front| in_front == index)? {
+                Some(found) if self.row(found)?.prev.load(SeqCst) == index => successor = found,
+                _ => return Ok(Unlinked::NotThere),
+            }
         }
-        Ok(found)
+        self.bypass(index, prev, successor)?;
+        Ok(Unlinked::Before(successor))
     }
 
     /// Row `index` saw its predecessor dead: steps over it, and over the dead
@@ -208,7 +260,7 @@ impl<'a> QueueGuard<'a> {
             if !died(life.load(SeqCst)) {
                 return Ok(());
             }
-            row.prev.store(self.row(prev)?.prev.load(SeqCst), SeqCst);
+            self.bypass(prev, self.row(prev)?.prev.load(SeqCst), index)?;
         }
         Err(CYCLE)
     }
@@ -216,11 +268,22 @@ impl<'a> QueueGuard<'a> {
 
 impl Drop for QueueGuard<'_> {
     fn drop(&mut self) {
-        let last = Editor::from_bits(self.words.guard.swap(0, SeqCst));
+        let last = Editor::from_bits(self.words.guard.swap(self.free.bits(), SeqCst));
         if last.is_awaited() && !active(Fault::NoGuardWake) {
             futex::wake_all(&self.words.guard);
         }
     }
+}
+
+/// Whether it is certain, without the guard, that no waiter has waited for too
+/// long. Nobody but the caller, who owns the lock, can serve one meanwhile.
+pub(super) fn all_are_patient(words: &LockWords, table: Table) -> bool {
+    let head = words.head.load(SeqCst);
+    let Some(row) = table.row(head) else { return false };
+    let patient = !too_long(row.since.load(SeqCst));
+    // It is the head still, and so was the oldest when its time was looked at,
+    // which is that of this wait, or of an earlier one.
+    patient && words.head.load(SeqCst) == head
 }
 
 /// Whether a living thread waits, as far as a look without the guard can tell:

@@ -6,13 +6,13 @@
 use super::cancel::Ticket;
 use super::queue::{self, Oldest, QueueGuard, Unlinked};
 use super::wait::{self, Limits, Slept, Watched};
-use super::word::{LockWords, WaitState};
+use super::word::{LockWords, Policy, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::{Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
 use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
-use crate::sys::clock::Deadline;
+use crate::sys::clock::{self, Deadline};
 use crate::sys::fault::{Fault, active};
 use crate::sys::membarrier;
 use zerocopy::FromBytes;
@@ -58,8 +58,8 @@ enum Look {
 }
 
 impl RawMutex {
-    pub(crate) const fn new() -> Self {
-        Self(LockWords::new())
+    pub(crate) const fn new(policy: Policy) -> Self {
+        Self(LockWords::new(policy))
     }
 
     pub(crate) fn words(&self) -> &LockWords {
@@ -130,7 +130,13 @@ impl RawMutex {
     fn try_lock_slow(&self, me: &Attachment) -> Result<(), Failed> {
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         let owned = !owner.is_nobody() && me.table().fate(owner) != Fate::Dead;
-        if owned || queue::has_living_waiter(&self.0, me.table()) {
+        if owned {
+            return Err(Failed::TimedOut);
+        }
+        if self.0.policy() == Policy::Throughput && self.barge(me)? {
+            return Ok(());
+        }
+        if queue::has_living_waiter(&self.0, me.table()) {
             return Err(Failed::TimedOut);
         }
         // Free, or a dead thread's, and nobody waits but perhaps the dead:
@@ -142,6 +148,12 @@ impl RawMutex {
     pub(crate) fn lock_slow(&self, me: &Attachment, limits: Limits) -> Result<(), Failed> {
         if me.is_broken() {
             return Err(Corrupted("the thread met that in an earlier operation").into());
+        }
+        if self.0.policy() == Policy::Throughput
+            && wait::spin(|| self.owner().is_nobody())
+            && self.barge(me)?
+        {
+            return Ok(());
         }
         if self.is_owned_by_caller(me) {
             return Err(Failed::OwnedByCaller);
@@ -158,6 +170,34 @@ impl RawMutex {
             me.count_acquired();
         }
         result
+    }
+
+    /// Takes the lock past those who wait, if it is free and none of them has
+    /// waited for too long.
+    ///
+    /// Whether one has is looked at when the lock is acquired already: so nobody
+    /// had, at the moment when it was. If one has, the lock is his.
+    ///
+    /// Nobody needs to be told to watch the new owner (see `settle_barge`): who
+    /// released the lock with a queue behind it tells the head to look, and if
+    /// that one dies before, it is the one whom the head watches.
+    fn barge(&self, me: &Attachment) -> Result<bool, Corrupted> {
+        let owner = me.id().as_fencing().bits();
+        if self.0.owner.compare_exchange(0, owner, SeqCst, Relaxed).is_err() {
+            return Ok(false);
+        }
+        if self.has_queue() && !queue::all_are_patient(&self.0, me.table()) {
+            let older = self.editing(me, |guard| {
+                let oldest = guard.oldest()?.filter(Oldest::has_waited_too_long);
+                oldest.map(|oldest| self.hand_over(guard, oldest)).transpose()
+            })?;
+            if let Some(older) = older {
+                wait::tell_granted(me, older.index, older.state)?;
+                return Ok(false);
+            }
+        }
+        me.count_acquired();
+        Ok(true)
     }
 
     /// Whether waiting would be waiting for oneself. A thread that has mapped
@@ -181,6 +221,9 @@ impl RawMutex {
         let index = me.id().index();
         row.lock.store(self.0.name_in(me.mapping()), SeqCst);
         row.waiting_as.store(me.id().bits(), SeqCst);
+        if self.0.policy() == Policy::Throughput {
+            row.since.store(clock::ticks(), SeqCst);
+        }
         let waiting = WaitState::from_bits(row.state.load(SeqCst)).next_round();
         row.state.store(waiting.bits(), SeqCst);
         let mut tail = self.0.tail.load(SeqCst);
@@ -190,8 +233,8 @@ impl RawMutex {
                 return Err(Corrupted("a thread is queued before it queues"));
             }
             row.prev.store(tail, SeqCst);
-            match self.0.tail.compare_exchange(tail, index, SeqCst, SeqCst) {
-                Ok(_) => return Ok(waiting),
+            match self.0.tail.replace(tail, index) {
+                Ok(()) => return Ok(waiting),
                 Err(now) => tail = now,
             }
         }
@@ -216,7 +259,11 @@ impl RawMutex {
                 return self.give_up(me, Failed::TimedOut);
             }
             let at_head = me.row().prev.load(SeqCst) == 0;
-            if at_head && !seen && wait::spin(me.row(), waiting) {
+            let state = &me.row().state;
+            let changed = || {
+                state.load(SeqCst) != waiting.bits() || watched.lossy && self.owner().is_nobody()
+            };
+            if at_head && !seen && wait::spin(changed) {
                 wait::rearm(me.row(), waiting);
                 continue;
             }
@@ -230,6 +277,9 @@ impl RawMutex {
                 }
             }
             watched.hasty &= !seen;
+            if !at_head {
+                wait::rouse_head(me, self.0.head.load(SeqCst))?;
+            }
             match wait::park(me, waiting, watched, limits) {
                 Ok(Slept::Look) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
@@ -269,7 +319,8 @@ impl RawMutex {
             Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
             Fate::Alive(life) if !active(Fault::Usurping) => {
                 let hasty = !owner.fences();
-                Ok(Look::Watch(Watched { index: owner.index(), life, hasty }))
+                let lossy = self.0.policy() == Policy::Throughput;
+                Ok(Look::Watch(Watched { index: owner.index(), life, hasty, lossy }))
             }
             Fate::Alive(_) | Fate::Dead => {
                 me.table().relay(owner.index());
@@ -296,7 +347,7 @@ impl RawMutex {
         if me.row().prev.load(SeqCst) != predecessor {
             return Ok(Look::Again);
         }
-        Ok(Look::Watch(Watched { index: predecessor, life, hasty: false }))
+        Ok(Look::Watch(Watched { index: predecessor, life, hasty: false, lossy: false }))
     }
 
     /// Out of the queue, as the owner, unless who granted saw to it.
@@ -393,7 +444,22 @@ impl RawMutex {
             return self.release(me);
         }
         me.count_released();
-        self.grant_slow(me)
+        match self.0.policy() {
+            Policy::Fifo => self.grant_slow(me),
+            Policy::Throughput => self.leave_free(me),
+        }
+    }
+
+    /// Leaves the lock free, and has the head look, unless it is about to.
+    fn leave_free(&self, me: &Attachment) -> Result<(), Corrupted> {
+        self.0.owner.store(0, SeqCst);
+        match self.0.head.load(SeqCst) {
+            // Who it is is not known.
+            0 => self.release_slow(me),
+            // If it is not the head any more, somebody else became that when the
+            // lock was free already, and looks.
+            head => wait::nudge_unless_nudged(me, head),
+        }
     }
 
     /// From whom the lock, which the caller holds, was inherited.
@@ -408,30 +474,28 @@ impl RawMutex {
     /// Hands over to the oldest living waiter.
     #[cold]
     fn grant_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
-        let granted = self.editing(me, |guard| {
-            guard.splice_dead()?;
-            let Some(oldest) = guard.oldest()? else {
+        let granted = self.editing(me, |guard| match guard.oldest()? {
+            Some(oldest) => self.hand_over(guard, oldest).map(Some),
+            None => {
                 self.0.owner.store(0, SeqCst);
-                return Ok(None);
-            };
-            // The hand-over: one store. Dying right behind it leaves an owner
-            // that watches this thread.
-            self.0.owner.store(oldest.id.as_fencing().bits(), SeqCst);
-            if !active(Fault::NoUnlinkInGrant) {
-                guard.unlink(oldest.index)?;
+                Ok(None)
             }
-            Ok(Some(oldest))
         })?;
         match granted {
-            Some(Oldest { index, state, .. }) => {
-                if let Some(row) = me.table().row(index) {
-                    wait::tell_granted(me, row, state);
-                }
-                Ok(())
-            }
-            None if self.0.tail.load(SeqCst) != 0 => self.release_slow(me),
+            Some(oldest) => wait::tell_granted(me, oldest.index, oldest.state),
+            None if self.has_queue() => self.release_slow(me),
             None => Ok(()),
         }
+    }
+
+    /// Makes the oldest waiter the owner: one store. Dying right behind it
+    /// leaves an owner that watches this thread.
+    fn hand_over(&self, guard: &QueueGuard, oldest: Oldest) -> Result<Oldest, Corrupted> {
+        self.0.owner.store(oldest.id.as_fencing().bits(), SeqCst);
+        if !active(Fault::NoUnlinkInGrant) {
+            guard.unlink(oldest.index)?;
+        }
+        Ok(oldest)
     }
 
     /// The lock is free, and somebody queued who may not know: tell the oldest
@@ -439,10 +503,7 @@ impl RawMutex {
     /// thread, out of the queue and not yet awake.
     #[cold]
     pub(crate) fn release_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
-        let oldest = self.editing(me, |guard| {
-            guard.splice_dead()?;
-            guard.oldest()
-        })?;
+        let oldest = self.editing(me, |guard| guard.oldest())?;
         match oldest {
             Some(oldest) if !active(Fault::NoNudgeOnRelease) => wait::nudge(me, oldest.index),
             _ => Ok(()),

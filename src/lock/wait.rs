@@ -7,14 +7,12 @@ use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::life::consult_witness;
 use crate::participant::table::Row;
-use crate::sys::atomic::{
-    AtomicU32,
-    Ordering::{Relaxed, SeqCst},
-};
-use crate::sys::clock::Deadline;
+use crate::sys::atomic::Ordering::SeqCst;
+use crate::sys::clock::{self, Deadline};
 use crate::sys::fault::{self, Fault, active};
 use crate::sys::futex::{self, Expect, Woken};
-use crate::sys::membarrier;
+use crate::sys::{membarrier, process};
+use core::cell::Cell;
 use std::time::Duration;
 
 /// How often a sleeper looks for what the kernel does not tell.
@@ -23,10 +21,13 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often a sleeper looks if it could not make the owner see it.
 const UNFENCED: Duration = Duration::from_millis(1);
 
-/// How often a waiter looks at its state before it sleeps, where there is
-/// another CPU on which the state could change: a few microseconds, which is
-/// what a sleep and a wake would cost.
-const SPINS: u32 = 100;
+/// How often a sleeper looks if a wake may be lost.
+const LOSSY: Duration = Duration::from_millis(10);
+
+/// See [`longest_spin`].
+const SPIN: u32 = 40;
+
+const NO_ROW: Corrupted = Corrupted("a waiter's row is out of range");
 
 /// Whom a waiter watches: a participant's row, and its life word as it was when
 /// the participant was found alive.
@@ -37,6 +38,8 @@ pub(super) struct Watched {
     /// Whether it is an owner that may release without a fence: who sleeps has
     /// to see to it that it is seen.
     pub(super) hasty: bool,
+    /// Whether a wake may be lost if its sender is killed before it sends it.
+    pub(super) lossy: bool,
 }
 
 /// How a sleep ended.
@@ -63,35 +66,73 @@ impl Limits<'_> {
     }
 }
 
-/// How many spins are worth it on this machine.
-pub(super) fn spins() -> u32 {
-    if cfg!(loom) {
-        // A spin is a look more at the same words: nothing new to explore.
-        return 0;
-    }
-    /// What was found, plus one; 0 before anybody looked.
-    static WORTH: AtomicU32 = AtomicU32::new(0);
-    // Relaxed: whoever does not see the answer finds the same one again.
-    match WORTH.load(Relaxed) {
-        0 => {
-            let several = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
-            let worth = if several { SPINS } else { 0 };
-            WORTH.store(worth + 1, Relaxed);
-            worth
-        }
-        found => found - 1,
-    }
+/// For how many ticks a thread spins at most: twice what a sleep and a wake
+/// across processors cost, where there is another one on which what it waits for
+/// could happen.
+pub(super) fn longest_spin() -> u32 {
+    // A spin is a look more at the same words: loom has nothing new to explore.
+    if cfg!(loom) || !process::has_several_cpus() { 0 } else { SPIN }
 }
 
-/// Spins until the state is no longer `Waiting`; `false` if it stays.
-pub(super) fn spin(row: &Row, waiting: WaitState) -> bool {
-    for _ in 0..spins() {
-        if row.state.load(SeqCst) != waiting.bits() {
+thread_local! {
+    /// How many times in a row it did not pay this thread to spin.
+    static IN_VAIN: Cell<u32> = const { Cell::new(0) };
+}
+
+/// After this many spins in vain a thread does not count on the next one...
+const DISCOURAGED: u32 = 3;
+
+/// ...and tries a full one every so many times.
+const RETRY: u32 = 64;
+
+/// Spins until `found`, for as long as that has paid lately: the more spins were
+/// in vain, the shorter the next. `false` if it takes too long.
+pub(super) fn spin(found: impl Fn() -> bool) -> bool {
+    let in_vain = IN_VAIN.get();
+    let shift = if in_vain.is_multiple_of(RETRY) { 0 } else { in_vain.min(31) };
+    let paid = spin_for(longest_spin() >> shift, found);
+    IN_VAIN.set(if paid { 0 } else { in_vain.wrapping_add(1) });
+    paid
+}
+
+/// Spins until `found`, for so many ticks at most.
+pub(super) fn spin_for(ticks: u32, found: impl Fn() -> bool) -> bool {
+    if ticks == 0 {
+        return false;
+    }
+    let start = clock::ticks();
+    loop {
+        if found() {
             return true;
+        }
+        if clock::ticks().wrapping_sub(start) >= ticks {
+            return false;
         }
         core::hint::spin_loop();
     }
-    false
+}
+
+/// Has a sleeping head look, if it is likely to be served while it spins. For a
+/// thread that is about to sleep behind it: so the head gets the processor, and
+/// is there when its turn comes. (Done by who hands over, it would take the
+/// processor away from that thread, before it has queued again.)
+pub(super) fn rouse_head(me: &Attachment, head: u32) -> Result<(), Corrupted> {
+    if longest_spin() == 0 {
+        return Ok(());
+    }
+    let in_vain = IN_VAIN.get();
+    if in_vain >= DISCOURAGED {
+        IN_VAIN.set(in_vain.wrapping_add(1));
+        if !in_vain.is_multiple_of(RETRY) {
+            return Ok(());
+        }
+    }
+    match me.table().row(head) {
+        Some(row) if WaitState::from_bits(row.state.load(SeqCst)).code() == Some(Code::Parked) => {
+            nudge(me, head)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Sleeps until `own` changes and somebody wakes it, or the watched thread dies,
@@ -109,7 +150,11 @@ pub(super) fn sleep(
     let Limits { deadline, cancelled, interruptible } = limits;
     let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
     let usual = fault::heartbeat(HEARTBEAT);
-    let heartbeat = Deadline::after(if watched.hasty { usual.min(UNFENCED) } else { usual });
+    let heartbeat = Deadline::after(match watched {
+        Watched { hasty: true, .. } => usual.min(UNFENCED),
+        Watched { lossy: true, .. } => usual.min(LOSSY),
+        _ => usual,
+    });
     let until = match (deadline, heartbeat) {
         (Some(deadline), Some(heartbeat)) => deadline.min(heartbeat),
         (None, Some(heartbeat)) => heartbeat,
@@ -194,7 +239,7 @@ pub(super) fn fence_owners(me: &Attachment) -> bool {
 /// Has the waiter in row `index` look again. A nudge that meets a later wait of
 /// the row, or none, does no harm.
 pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
-    let row = me.table().row(index).ok_or(Corrupted("a waiter's row is out of range"))?;
+    let row = me.table().row(index).ok_or(NO_ROW)?;
     if active(Fault::NoNudge) {
         return Ok(());
     }
@@ -209,6 +254,16 @@ pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
     Ok(())
 }
 
+/// The same, but for a waiter that was nudged already: whoever did that wakes
+/// it, or has been killed before it could, and then the waiter looks in a while.
+pub(super) fn nudge_unless_nudged(me: &Attachment, index: u32) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(NO_ROW)?;
+    match WaitState::from_bits(row.state.load(SeqCst)).code() {
+        Some(Code::Nudged) => Ok(()),
+        _ => nudge(me, index),
+    }
+}
+
 /// Whether a waiter whose state was `was` may be asleep. If it was nudged
 /// already, whoever did that may have been killed before it could wake.
 fn may_sleep(was: u32) -> bool {
@@ -217,7 +272,8 @@ fn may_sleep(was: u32) -> bool {
 
 /// Tells the waiter in row `index` that it was served, if it is still in the
 /// wait `asked`: a late word must not reach a later wait.
-pub(super) fn tell_granted(me: &Attachment, row: &Row, asked: WaitState) {
+pub(super) fn tell_granted(me: &Attachment, index: u32, asked: WaitState) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(NO_ROW)?;
     let granted = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
         (state.same_round(asked) && state.code() != Some(Code::Granted))
@@ -226,6 +282,7 @@ pub(super) fn tell_granted(me: &Attachment, row: &Row, asked: WaitState) {
     if granted.is_ok_and(may_sleep) && !active(Fault::NoWake) {
         wake(me, row);
     }
+    Ok(())
 }
 
 fn wake(me: &Attachment, row: &Row) {

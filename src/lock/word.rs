@@ -4,6 +4,7 @@
 use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
 use crate::memory::map::Mapping;
 use crate::participant::id::Id;
+use crate::participant::table::Link;
 use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
@@ -14,12 +15,14 @@ use zerocopy::FromBytes;
 /// |---|---|---|---|
 /// | `owner` | id of the owner, with INHERITED if it took over from a dead one; 0 free | the new owner itself, or the old one when it hands over | the owner |
 /// | `tail` | row of the newest waiter, 0 no queue | who enqueues | who holds the guard |
-/// | `guard` | the thread that edits the queue, 0 none; see [`Editor`] | that thread; by CAS over a dead one's | that thread |
+/// | `head` | row of the oldest waiter, if that is known already; else 0 | who holds the guard | who holds the guard |
+/// | `guard` | the thread that edits the queue, 0 none, and the lock's policy; see [`Editor`] | that thread; by CAS over a dead one's | that thread |
 #[derive(FromBytes, Debug)]
 #[repr(C)]
 pub(crate) struct LockWords {
     pub(crate) owner: AtomicU64,
-    pub(crate) tail: AtomicU32,
+    pub(crate) tail: Link,
+    pub(crate) head: Link,
     pub(crate) guard: AtomicU32,
 }
 
@@ -27,13 +30,14 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<LockWords>() == LOCK_SIZE && align_of::<LockWords>() == LOCK_ALIGN);
     assert!(offset_of!(LockWords, owner) == 0 && offset_of!(LockWords, tail) == 8);
-    assert!(offset_of!(LockWords, guard) == 12);
+    assert!(offset_of!(LockWords, head) == 10 && offset_of!(LockWords, guard) == 12);
 };
 
 impl LockWords {
     /// An unlocked lock.
-    pub(crate) const fn new() -> Self {
-        Self { owner: AtomicU64::new(0), tail: AtomicU32::new(0), guard: AtomicU32::new(0) }
+    pub(crate) const fn new(policy: Policy) -> Self {
+        let (owner, guard) = (AtomicU64::new(0), AtomicU32::new(policy.bits()));
+        Self { owner, tail: Link::new(), head: Link::new(), guard }
     }
 
     /// What a row's `lock` field calls this lock.
@@ -57,34 +61,82 @@ impl LockWords {
         Some(unsafe { &*mapping.base().add(name as usize).cast::<Self>() })
     }
 
+    /// Who gets the lock next. It never changes.
+    pub(crate) fn policy(&self) -> Policy {
+        Editor::from_bits(self.guard.load(Ordering::Relaxed)).policy()
+    }
+
     /// The row of the thread that edits the queue, 0 for none.
     pub(crate) fn guard_holder(&self) -> u32 {
         Editor::from_bits(self.guard.load(Ordering::SeqCst)).row()
     }
 }
 
-/// A guard word: who edits the queue.
+/// Who gets a lock next when somebody waits for it.
+///
+/// It is part of the lock, from its making on, so all processes agree on it.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::{Mutex, Policy};
+/// static HITS: Mutex<u64> = Mutex::with_policy(0, Policy::Throughput);
+/// *HITS.lock() += 1;
+/// assert_eq!(HITS.policy(), Policy::Throughput);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// Whoever began to wait first, always. The default, and what zeroed memory
+    /// means.
+    #[default]
+    Fifo,
+    /// Whoever comes at the right moment may take the lock past those who wait,
+    /// unless one of them has waited for a millisecond: then the lock is handed
+    /// to the one who has waited longest. Those who wait are first in, first
+    /// out among themselves.
+    ///
+    /// A thread that releases the lock and wants it again at once need not wait
+    /// until another one has been woken: under contention that multiplies how
+    /// often the lock is acquired.
+    ///
+    /// The millisecond is on `CLOCK_MONOTONIC`. Processes in time namespaces
+    /// with other offsets take each other's waits for longer than they are, and
+    /// hand over.
+    Throughput,
+}
+
+impl Policy {
+    const fn bits(self) -> u32 {
+        match self {
+            Self::Fifo => 0,
+            Self::Throughput => THROUGHPUT,
+        }
+    }
+}
+
+/// A guard word: who edits the queue, and the lock's policy.
 ///
 /// ```text
-///    31   30          16 15    0
-/// +------+--------------+-------+
-/// | SLEEP| generation   |  row  |
-/// +------+--------------+-------+
+///    31       30       29          16 15    0
+/// +------+------------+--------------+-------+
+/// | SLEEP| THROUGHPUT | generation   |  row  |
+/// +------+------------+--------------+-------+
 /// ```
 ///
-/// Row 0 is nobody; SLEEP is set if somebody sleeps on the word. The 15 low
-/// bits of the generation tell a dead editor from who re-uses its row, and
+/// Row 0 is nobody; SLEEP is set if somebody sleeps on the word; THROUGHPUT is
+/// the policy, which editors leave as it is. The 14 low bits of the generation tell a dead editor from who re-uses its row, and
 /// with it its guard, to clear up: whoever saw the former dead, and is about to
 /// replace it, must fail once the latter edits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Editor(u32);
 
 const SLEEP: u32 = 1 << 31;
+const THROUGHPUT: u32 = 1 << 30;
 
 impl Editor {
     pub(super) fn new(id: Id) -> Self {
         let generation = if active(Fault::GuardOfRow) { 0 } else { id.generation() as u32 };
-        Self(generation << 16 & !SLEEP | id.index())
+        Self(generation << 16 & !(SLEEP | THROUGHPUT) | id.index())
     }
 
     pub(super) const fn from_bits(bits: u32) -> Self {
@@ -112,7 +164,17 @@ impl Editor {
 
     /// This editor in the other's place, with the other's sleepers.
     pub(super) const fn in_place_of(self, other: Self) -> Self {
-        Self(self.0 | other.0 & SLEEP)
+        Self(self.0 | other.0 & (SLEEP | THROUGHPUT))
+    }
+
+    /// Nobody, in this editor's place.
+    pub(super) const fn gone(self) -> Self {
+        Self(self.0 & THROUGHPUT)
+    }
+
+    /// The policy of the lock.
+    pub(super) const fn policy(self) -> Policy {
+        if self.0 & THROUGHPUT != 0 { Policy::Throughput } else { Policy::Fifo }
     }
 }
 
@@ -184,7 +246,7 @@ mod tests {
 
     #[test]
     fn an_editor_is_a_row_and_which_user_of_it() {
-        for (row, generation) in [(1, 1), (0xffff, 0x7fff), (7, u64::MAX >> 20)] {
+        for (row, generation) in [(1, 1), (0xffff, 0x3fff), (7, u64::MAX >> 20)] {
             let editor = Editor::new(Id::new(row, generation));
             assert_eq!(editor.row(), row);
             assert!(!editor.is_awaited() && editor.awaited().is_awaited());
@@ -192,6 +254,10 @@ mod tests {
             assert_ne!(editor, next);
             assert_eq!(next.in_place_of(editor.awaited()), next.awaited());
             assert_eq!(next.in_place_of(editor), next);
+            let patient = Editor(Policy::Throughput.bits());
+            assert_eq!(next.in_place_of(patient).policy(), Policy::Throughput);
+            assert_eq!(next.in_place_of(patient).gone(), patient);
+            assert_eq!((next.policy(), next.gone().bits()), (Policy::Fifo, 0));
         }
         assert_eq!(Editor::from_bits(0).awaited().row(), 0);
     }

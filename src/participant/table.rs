@@ -4,8 +4,8 @@
 use super::id::Id;
 use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
 use crate::memory::map::Mapping;
-use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use crate::sys::counter::Counter;
+use crate::sys::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::counter::{Counter, Counter32};
 use zerocopy::FromBytes;
 
 /// What a lock needs to know of a thread, on a cache line of its own.
@@ -16,7 +16,9 @@ use zerocopy::FromBytes;
 /// | `waiting_as` | its thread | the id under which it enqueued |
 /// | `generation` | whoever attaches | which user of the row this is |
 /// | `prev` | its thread before it enqueues, then whoever holds the lock's guard | the waiter in front, 0 none |
+/// | `next` | whoever holds the lock's guard | the waiter behind, if that is known already; else 0 |
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
+/// | `since` | its thread | when it enqueued, in `sys::clock::ticks`; for locks that can be taken past a queue |
 /// | `sleeps` | its thread | how many futex waits it made, for people |
 /// | `interruptions` | its thread | how many of them a signal handler ended, for people |
 /// | `wakes` | its thread | how many waiters it woke, for people |
@@ -27,12 +29,54 @@ pub(crate) struct Row {
     pub(crate) lock: AtomicU64,
     pub(crate) waiting_as: AtomicU64,
     pub(crate) generation: AtomicU64,
-    pub(crate) prev: AtomicU32,
+    pub(crate) prev: Link,
+    pub(crate) next: Link,
     pub(crate) state: AtomicU32,
     pub(crate) sleeps: Counter,
     pub(crate) interruptions: Counter,
     pub(crate) wakes: Counter,
-    pub(crate) barriers: Counter,
+    pub(crate) barriers: Counter32,
+    pub(crate) since: AtomicU32,
+}
+
+/// Which row comes next in some direction: its index, 0 for none.
+#[derive(FromBytes, Debug)]
+#[repr(transparent)]
+pub(crate) struct Link(AtomicU16);
+
+impl Link {
+    /// To no row.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU16::new(0))
+    }
+
+    #[inline(always)]
+    pub(crate) fn load(&self, order: Ordering) -> u32 {
+        self.0.load(order).into()
+    }
+
+    /// `index` is a row's, or 0.
+    pub(crate) fn store(&self, index: u32, order: Ordering) {
+        self.0.store(index as u16, order);
+    }
+
+    /// Replaces `current` by `new` if it is the index there; `Err` with what is
+    /// there if not.
+    pub(crate) fn replace(&self, current: u32, new: u32) -> Result<(), u32> {
+        let (current, new) = (current as u16, new as u16);
+        let replaced = self.0.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+        replaced.map(drop).map_err(u32::from)
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn touch(&self) {
+        self.0.touch();
+    }
+
+    #[cfg(loom)]
+    pub(crate) fn latest(&self) -> u32 {
+        self.0.latest().into()
+    }
 }
 
 /// Who used a row, for people. Written before the row's life word, read at any
@@ -56,10 +100,11 @@ const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Row>() == ROW_SIZE && align_of::<Row>() == ROW_SIZE);
     assert!(offset_of!(Row, lock) == 0 && offset_of!(Row, waiting_as) == 8);
-    assert!(offset_of!(Row, generation) == 16 && offset_of!(Row, prev) == 24);
+    assert!(offset_of!(Row, generation) == 16);
+    assert!(offset_of!(Row, prev) == 24 && offset_of!(Row, next) == 26);
     assert!(offset_of!(Row, state) == 28 && offset_of!(Row, sleeps) == 32);
     assert!(offset_of!(Row, interruptions) == 40 && offset_of!(Row, wakes) == 48);
-    assert!(offset_of!(Row, barriers) == 56);
+    assert!(offset_of!(Row, barriers) == 56 && offset_of!(Row, since) == 60);
     assert!(size_of::<IdentityRecord>() == 64);
     assert!(offset_of!(IdentityRecord, generation) == 0);
     assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);

@@ -74,6 +74,8 @@ macro_rules! atomics {
 }
 
 atomics! {
+    /// A 16-bit atomic.
+    AtomicU16(u16);
     /// A 32-bit atomic, and so a futex word.
     AtomicU32(u32);
     /// A 64-bit atomic.

@@ -57,6 +57,22 @@ pub(crate) fn page_size() -> usize {
     rustix::param::page_size()
 }
 
+/// Whether the machine has more than one processor, wherever this thread may run.
+pub(crate) fn has_several_cpus() -> bool {
+    /// 0 before anybody looked, then one more than the answer.
+    static ANSWER: AtomicU32 = AtomicU32::new(0);
+    // Relaxed: whoever does not see the answer finds the same one again.
+    match ANSWER.load(Ordering::Relaxed) {
+        0 => {
+            // SAFETY: it takes any number, and touches no memory of ours.
+            let several = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } > 1;
+            ANSWER.store(1 + u32::from(several), Ordering::Relaxed);
+            several
+        }
+        answer => answer > 1,
+    }
+}
+
 /// Has `fork` call `prepare` before, and `parent` and `child` after, in the
 /// thread that forks; `done` keeps it from being said again. The child handler
 /// must be async-signal-safe, and all of them bear to be called twice in a row:

@@ -15,7 +15,8 @@ const ROW: u64 = 64;
 /// The size of one lock of the board, value included.
 const LOCK: u64 = 24;
 const OWNER_DIED: u32 = 0x4000_0000;
-const INHERITED: u64 = 1 << 16;
+/// The flags of an owner, INHERITED and FENCES.
+const FLAGS: u64 = 3 << 16;
 
 /// A row of the table, and its life word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,7 @@ pub(crate) struct Row {
     pub(crate) waiting_as: u64,
     pub(crate) generation: u64,
     pub(crate) prev: u32,
+    pub(crate) next: u32,
     pub(crate) state: u32,
     pub(crate) life: u32,
 }
@@ -50,6 +52,7 @@ pub(crate) struct Raw {
     pub(crate) header: Vec<u64>,
     pub(crate) owner: u64,
     pub(crate) tail: u32,
+    pub(crate) head: u32,
     pub(crate) guard: u32,
     /// From row 1 on.
     pub(crate) rows: Vec<Row>,
@@ -85,6 +88,10 @@ impl Raw {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u32 {
+    u16::from_ne_bytes(bytes[at..at + 2].try_into().expect("2 bytes")).into()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -166,7 +173,8 @@ impl Peek {
                 lock: u64_at(row, 0),
                 waiting_as: u64_at(row, 8),
                 generation: u64_at(row, 16),
-                prev: u32_at(row, 24),
+                prev: u16_at(row, 24),
+                next: u16_at(row, 26),
                 state: u32_at(row, 28),
                 life: u32_at(&read(self.life_word(index as u64), 4), 0),
             }
@@ -175,7 +183,8 @@ impl Peek {
             len: Some(file.metadata().map_or(0, |meta| meta.len())),
             rows: rows.collect(),
             owner: u64_at(&lock, 0),
-            tail: u32_at(&lock, 8),
+            tail: u16_at(&lock, 8),
+            head: u16_at(&lock, 10),
             guard: u32_at(&lock, 12),
             header: header.chunks(8).map(|word| u64_at(word, 0)).collect(),
         }
@@ -223,14 +232,14 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
     let id = |bits: u64| {
         let row = (bits & 0xffff) as u32;
         let current = raw.row(row).is_some_and(|row| row.generation == bits >> 20);
-        u64::from(row) | u64::from(current) << 32 | (bits & INHERITED) << 32
+        u64::from(row) | u64::from(current) << 32 | (bits & FLAGS) << 32
     };
     // The guard has the low bits of its holder's generation, and whether
     // somebody sleeps on it.
     let guard = {
         let row = raw.guard & 0xffff;
         let generation = raw.row(row).map_or(0, |row| row.generation) as u32;
-        let current = (raw.guard >> 16 ^ generation) & 0x7fff == 0;
+        let current = (raw.guard >> 16 ^ generation) & 0x3fff == 0;
         u64::from(row) | u64::from(current) << 32 | u64::from(raw.guard >> 31) << 33
     };
     let queue = raw.queue().unwrap_or_else(|| vec![u32::MAX]);
@@ -248,6 +257,7 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
         raw.header.get(7).copied().unwrap_or(0),
         id(raw.owner),
         raw.tail.into(),
+        raw.head.into(),
         guard,
         robust.linked.into(),
         pending,
@@ -255,7 +265,7 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
     for (index, row) in (1..).zip(&raw.rows) {
         let life = if row.alive() { 1 } else { u64::from(row.life != 0) * 2 };
         let born = row.generation.wrapping_sub(before.row(index).map_or(0, |row| row.generation));
-        image.extend([life, born, row.lock]);
+        image.extend([life, born, row.lock, row.next.into()]);
         if row.lock != 0 || queue.contains(&index) {
             image.extend([id(row.waiting_as), row.prev.into(), u64::from(row.state & 7)]);
         }

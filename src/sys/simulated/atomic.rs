@@ -160,6 +160,8 @@ macro_rules! atomics {
 }
 
 atomics! {
+    /// A 16-bit atomic.
+    AtomicU16(u16), WORDS_U16;
     /// A 32-bit atomic, and so a futex word.
     AtomicU32(u32), WORDS_U32;
     /// A 64-bit atomic.
