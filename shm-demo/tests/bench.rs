@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 
-const ITEMS: [&str; 6] =
-    ["uncontended", "handover", "oversubscribed", "scale", "recovery", "memory"];
+const ITEMS: [&str; 7] =
+    ["uncontended", "handover", "oversubscribed", "policy", "scale", "recovery", "memory"];
 
 /// Asserts that a run has left no segment and no process.
 #[track_caller]

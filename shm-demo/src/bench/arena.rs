@@ -1,6 +1,6 @@
 //! The segment that the members of a run share with the parent, which measures.
 
-use heirlock::{Mutex, Segment, SegmentError};
+use heirlock::{Mutex, Policy, Segment, SegmentError};
 use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
 use std::sync::atomic::{
@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 pub(crate) const MAX_MEMBERS: usize = 32;
 
 /// Which `Arena` this is: another number for every change of it.
-const SCHEMA: u64 = 3;
+const SCHEMA: u64 = 4;
 
 /// More rows than members: for those that measure.
 const SPARE_ROWS: u32 = 8;
@@ -59,6 +59,13 @@ pub(crate) struct Place {
     pub(crate) acquisitions: AtomicU64,
     /// How often somebody else had had it before.
     pub(crate) handovers: AtomicU64,
+    /// When it began to wait for the lock, on the clock that all processes share; 0
+    /// while it does not.
+    pub(crate) arrival: AtomicU64,
+    /// How often it was seen to have the lock before somebody who had waited for long.
+    pub(crate) bypasses: AtomicU64,
+    /// Its longest wait, in nanoseconds.
+    pub(crate) longest: AtomicU64,
     pid: AtomicU32,
     tid: AtomicU32,
 }
@@ -91,9 +98,17 @@ impl Arena {
     }
 }
 
-/// A new segment for `members` threads.
-pub(crate) fn create(path: &Path, members: u32) -> Result<Segment<Arena>, SegmentError> {
-    Segment::options().schema(SCHEMA).capacity(members + SPARE_ROWS).create(path)
+/// A new segment for `members` threads, with a lock of that policy.
+pub(crate) fn create(
+    path: &Path,
+    members: u32,
+    policy: Policy,
+) -> Result<Segment<Arena>, SegmentError> {
+    Segment::options()
+        .schema(SCHEMA)
+        .capacity(members + SPARE_ROWS)
+        .init(move |arena: &mut Arena| arena.lock.0 = Mutex::with_policy(0, policy))
+        .create(path)
 }
 
 /// The segment that another process created.

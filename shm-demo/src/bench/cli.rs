@@ -86,6 +86,9 @@ pub(crate) struct BenchMemberArgs {
     /// The CPUs that the members take in turn
     #[arg(value_delimiter = ',', num_args = 1)]
     pub(crate) cpus: Vec<usize>,
+    /// Look for bypasses, and measure the waits
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 #[derive(Args)]

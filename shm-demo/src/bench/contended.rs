@@ -7,7 +7,7 @@ use super::stage::Stage;
 use crate::Result;
 use std::time::Duration;
 
-fn each(sums: &[Sum], of: impl Fn(&Sum) -> f64) -> Vec<f64> {
+pub(super) fn each(sums: &[Sum], of: impl Fn(&Sum) -> f64) -> Vec<f64> {
     sums.iter().map(of).collect()
 }
 
@@ -24,7 +24,17 @@ pub(crate) fn handover(stage: &Stage) -> Result<Item> {
     );
     let cpus = stage.two_cpus()?;
     let run = |player| {
-        hold(stage, &Setup { player, members: 2, cpus: &cpus, busy: 0, window: window(stage) })
+        hold(
+            stage,
+            &Setup {
+                player,
+                members: 2,
+                cpus: &cpus,
+                busy: 0,
+                window: window(stage),
+                watch: false,
+            },
+        )
     };
     let rounds = stage.repeat(|| Ok((run(Player::Heirlock)?, run(Player::PingPong)?)))?;
     let (ours, bare): (Vec<Sum>, Vec<Sum>) = rounds.into_iter().unzip();
@@ -68,13 +78,15 @@ pub(crate) fn oversubscribed(stage: &Stage) -> Result<Item> {
     let window = window(stage);
     for (members, held) in cases(stage) {
         let (busy, cpus) = (stage.turns(held), &stage.cpus[..]);
-        let run = |player| hold(stage, &Setup { player, members, cpus, busy, window });
+        let run =
+            |player| hold(stage, &Setup { player, members, cpus, busy, window, watch: false });
         let one_cpu = Setup {
             player: Player::Switch,
             members: 2,
             cpus: &stage.cpus[..1],
             busy: 0,
             window: window / 2,
+            watch: false,
         };
         let rounds = stage.repeat(|| {
             Ok([run(Player::Heirlock)?, run(Player::FairMutex)?, hold(stage, &one_cpu)?])

@@ -9,7 +9,7 @@ use super::stage::Stage;
 use crate::Result;
 use crate::crew::Crew;
 use crate::segment_file::SegmentFile;
-use heirlock::{Participant, Segment};
+use heirlock::{Participant, Policy, Segment};
 use rustix::thread::futex;
 use std::fs;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,6 +25,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) busy: u64,
     /// How long is measured.
     pub(crate) window: Duration,
+    /// Whether the members look for bypasses and measure their waits.
+    pub(crate) watch: bool,
 }
 
 /// What all members together did, from the begin to a moment or between two.
@@ -41,6 +43,11 @@ pub(crate) struct Sum {
     /// Context switches, as the kernel counts them.
     pub(crate) voluntary: f64,
     pub(crate) involuntary: f64,
+    /// Of members that watch: how often one came before somebody who had waited for
+    /// long.
+    pub(crate) bypasses: f64,
+    /// And the longest wait from the begin to the end.
+    pub(crate) longest_ns: f64,
 }
 
 impl Sum {
@@ -54,7 +61,14 @@ impl Sum {
             barriers: self.barriers - before.barriers,
             voluntary: self.voluntary - before.voluntary,
             involuntary: self.involuntary - before.involuntary,
+            bypasses: self.bypasses - before.bypasses,
+            longest_ns: self.longest_ns,
         }
+    }
+
+    /// Acquisitions per second; at least one, too.
+    pub(crate) fn throughput(&self) -> f64 {
+        self.acquisitions.max(1.0) / self.seconds
     }
 
     /// Changes of the owner per second. (At least one: on a machine that is very busy
@@ -90,6 +104,8 @@ fn look(segment: &Segment<Arena>, members: usize, start: Instant) -> Sum {
     for place in &segment.places[..members] {
         sum.acquisitions += place.0.acquisitions.load(Relaxed) as f64;
         sum.handovers += place.0.handovers.load(Relaxed) as f64;
+        sum.bypasses += place.0.bypasses.load(Relaxed) as f64;
+        sum.longest_ns = sum.longest_ns.max(place.0.longest.load(Relaxed) as f64);
     }
     // What takes longer to read comes last.
     for place in &segment.places[..members] {
@@ -115,8 +131,12 @@ fn look(segment: &Segment<Arena>, members: usize, start: Instant) -> Sum {
 pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
     let (player, members) = (setup.player, setup.members);
     assert!(members <= MAX_MEMBERS, "there are that many places");
+    let policy = match player {
+        Player::HeirlockThroughput => Policy::Throughput,
+        _ => Policy::Fifo,
+    };
     // Dropped in the reverse order: first the processes end, then the files go.
-    let create = |path: &std::path::Path| arena::create(path, members as u32);
+    let create = |path: &std::path::Path| arena::create(path, members as u32, policy);
     let (file, segment) = SegmentFile::create(None, "bench", create)?;
     let _pthread = match player {
         Player::Pthread | Player::PthreadRobust => {
@@ -129,7 +149,11 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
     };
     let (processes, threads) = if player.is_of_processes() { (members, 1) } else { (1, members) };
     let cpus: Vec<String> = setup.cpus.iter().map(ToString::to_string).collect();
-    let more = [player.argument(), threads.to_string(), setup.busy.to_string(), cpus.join(",")];
+    let mut more =
+        vec![player.argument(), threads.to_string(), setup.busy.to_string(), cpus.join(",")];
+    if setup.watch {
+        more.push("--watch".into());
+    }
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let mut crew = Crew::new("bench-member", &file.0, processes as u32, &more);
     for slot in 0..processes {
@@ -153,6 +177,8 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
         }
         crew.running().is_empty()
     })?;
-    let sum = after.since(before);
+    let mut sum = after.since(before);
+    // Also of those who waited to the end.
+    sum.longest_ns = look(&segment, members, start).longest_ns;
     Ok(sum)
 }

@@ -6,6 +6,7 @@ use super::peers::{Lock, Player};
 use super::pin;
 use super::pthread::Pthread;
 use super::stage::busy;
+use super::watch::Watch;
 use crate::Result;
 use crate::signals::Signals;
 use heirlock::Segment;
@@ -17,6 +18,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::thread::{self, sleep};
 use std::time::Duration;
+
+/// In one of how many acquisitions a member that watches looks for bypasses.
+const SAMPLED: u64 = 16;
 
 /// How often a member looks whether the run has begun.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -44,7 +48,7 @@ pub(crate) fn run(args: &BenchMemberArgs) -> Result<()> {
     let segment = arena::open(&args.path)?;
     let member = |thread: usize| Member { args, segment: &segment, slot: args.slot + thread };
     match args.player {
-        Player::Heirlock => member(0).contend(&segment.lock.0, true),
+        Player::Heirlock | Player::HeirlockThroughput => member(0).contend(&segment.lock.0, true),
         Player::Pthread | Player::PthreadRobust => {
             member(0).contend(&Pthread::open(&pthread_path(&args.path)), false)
         }
@@ -95,6 +99,10 @@ impl Member<'_> {
     /// Locks and unlocks until it is over.
     fn contend(&self, lock: &impl Lock, joins: bool) -> Result<()> {
         let place = self.gather(joins)?;
+        if self.args.watch {
+            self.watch(lock, place);
+            return Ok(());
+        }
         let me = self.slot as u64 + 1;
         let (mut acquisitions, mut handovers) = (0, 0);
         while self.segment.phase() == Phase::Running {
@@ -107,6 +115,28 @@ impl Member<'_> {
             place.handovers.store(handovers, Relaxed);
         }
         Ok(())
+    }
+
+    /// The same, and looks after those who wait.
+    fn watch(&self, lock: &impl Lock, place: &Place) {
+        let mut watch = Watch::default();
+        let (mut acquisitions, mut bypasses, mut longest) = (0_u64, 0, 0);
+        while self.segment.phase() == Phase::Running {
+            let is_sampled = acquisitions.is_multiple_of(SAMPLED);
+            let older = if is_sampled { watch.look(&self.segment.places) } else { None };
+            let arrival = arena::now();
+            place.arrival.store(arrival, Relaxed);
+            lock.locked(|_| {
+                place.arrival.store(0, Relaxed);
+                longest = longest.max(arena::now() - arrival);
+                bypasses += u64::from(older.is_some_and(|waiter| waiter.still_waits()));
+                busy(self.args.busy);
+            });
+            acquisitions += 1;
+            place.acquisitions.store(acquisitions, Relaxed);
+            place.bypasses.store(bypasses, Relaxed);
+            place.longest.store(longest, Relaxed);
+        }
     }
 
     /// Passes a token to the other member, and waits until it is back.

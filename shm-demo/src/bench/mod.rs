@@ -17,6 +17,7 @@ mod peers;
 #[path = "../../../benches/support/pin.rs"]
 mod pin;
 mod plot;
+mod policy;
 #[path = "../../../benches/support/pthread.rs"]
 mod pthread;
 mod recovery;
@@ -26,6 +27,7 @@ mod solo;
 mod stage;
 mod ticks;
 mod uncontended;
+mod watch;
 
 use crate::{Result, print, print_json};
 use clap::ValueEnum;
@@ -50,6 +52,8 @@ pub(crate) enum ItemName {
     Handover,
     /// More processes than CPUs
     Oversubscribed,
+    /// The throughput policy, beside locks that are not fair
+    Policy,
     /// Long queues, many threads, many locks
     Scale,
     /// Owners that are killed
@@ -64,6 +68,7 @@ impl ItemName {
             Self::Uncontended => uncontended::measure(stage),
             Self::Handover => contended::handover(stage),
             Self::Oversubscribed => contended::oversubscribed(stage),
+            Self::Policy => policy::measure(stage),
             Self::Scale => scale::measure(stage),
             Self::Recovery => recovery::measure(stage),
             Self::Memory => memory::measure(stage),

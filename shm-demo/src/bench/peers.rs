@@ -8,6 +8,8 @@ use clap::ValueEnum;
 pub(crate) enum Player {
     /// `heirlock::Mutex` in a segment.
     Heirlock,
+    /// One that prefers throughput to the order.
+    HeirlockThroughput,
     /// `std::sync::Mutex`.
     Std,
     /// `parking_lot::Mutex`.
@@ -29,6 +31,7 @@ impl Player {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Heirlock => "heirlock",
+            Self::HeirlockThroughput => "heirlock throughput",
             Self::Std => "std",
             Self::ParkingLot => "parking_lot",
             Self::FairMutex => "FairMutex",

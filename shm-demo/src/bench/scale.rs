@@ -8,7 +8,7 @@ use super::solo::MANY;
 use super::stage::Stage;
 use crate::Result;
 use crate::segment_file::SegmentFile;
-use heirlock::Segment;
+use heirlock::{Policy, Segment};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -102,7 +102,7 @@ struct House {
 
 impl House {
     fn with(stage: &Stage, rows: usize) -> Result<Self> {
-        let create = |path: &Path| arena::create(path, rows as u32);
+        let create = |path: &Path| arena::create(path, rows as u32, Policy::Fifo);
         let (file, segment) = SegmentFile::create(None, "bench", create)?;
         let mut house =
             Self { tenants: Vec::new(), path: file.0.clone(), _segment: segment, _file: file };
