@@ -115,6 +115,8 @@ fn a_signal_ends_it_and_nothing_is_left() {
 fn a_member_that_is_killed_is_an_error() {
     let demo = Demo::start(&["bench", "oversubscribed", "--json"]);
     let pid = demo.pid();
+    // Before, its command line may be empty as it is after its end.
+    until("processes have been started", || !children(pid).is_empty());
     until("the run ends", || {
         // One that is just about to end by itself may be missed: then the next one.
         for child in children(pid) {
