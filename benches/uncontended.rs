@@ -4,7 +4,6 @@
 use criterion::Criterion;
 use heirlock::Segment;
 use std::hint::black_box;
-use std::path::PathBuf;
 use std::time::Instant;
 
 #[path = "support/pin.rs"]
@@ -12,17 +11,9 @@ mod pin;
 #[path = "support/pthread.rs"]
 mod pthread;
 
-use pthread::{Pthread, Sharing};
+use pthread::{Pthread, Sharing, Unlinked};
 
 static STATIC: heirlock::Mutex<u64> = heirlock::Mutex::new(0);
-
-struct Unlinked(PathBuf);
-
-impl Drop for Unlinked {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 fn uncontended(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("uncontended");

@@ -11,7 +11,14 @@ pub(crate) fn cpus() -> Vec<usize> {
 
 /// Has the calling thread, and those that it starts from now on, use one CPU.
 pub(crate) fn to_cpu(cpu: usize) {
+    to_cpus(&[cpu]);
+}
+
+/// Has the calling thread, and those that it starts from now on, use some CPUs.
+pub(crate) fn to_cpus(cpus: &[usize]) {
     let mut set = CpuSet::new();
-    set.set(cpu).expect("a CPU of this machine");
+    for cpu in cpus {
+        set.set(*cpu).expect("a CPU of this machine");
+    }
     sched_setaffinity(Pid::from_raw(0), &set).expect("sched_setaffinity");
 }

@@ -1,12 +1,22 @@
-//! The peer: a process-shared pthread mutex in shared memory.
+//! The peer: a process-shared pthread mutex in shared memory, and the file that it
+//! is in.
 #![allow(unsafe_code)]
-#![allow(dead_code, reason = "each benchmark uses its part")]
+#![allow(dead_code, reason = "each of its users has its part")]
 
 use memmap2::{MmapOptions, MmapRaw};
 use std::cell::UnsafeCell;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A file that is removed when this is dropped.
+pub(crate) struct Unlinked(pub(crate) PathBuf);
+
+impl Drop for Unlinked {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
 
 /// How the mutex is shared.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,15 +98,16 @@ impl Pthread {
 
     /// Runs `f` with the value while the mutex is locked.
     #[inline]
-    pub(crate) fn locked(&self, f: impl FnOnce(&mut u64)) {
+    pub(crate) fn locked<R>(&self, f: impl FnOnce(&mut u64) -> R) -> R {
         let Shared { mutex, value } = self.shared();
         // SAFETY: the mutex was initialized when the file was made, and is
         // unlocked by the thread that locked it; in between the value is this
         // thread's alone.
         unsafe {
             assert_eq!(libc::pthread_mutex_lock(mutex.get()), 0);
-            f(&mut *value.get());
+            let result = f(&mut *value.get());
             assert_eq!(libc::pthread_mutex_unlock(mutex.get()), 0);
+            result
         }
     }
 

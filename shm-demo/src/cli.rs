@@ -1,5 +1,6 @@
 //! The command line, and the help that teaches it.
 
+use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::shared::MAX_WORKERS;
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
@@ -20,6 +21,9 @@ Examples:
   shm-demo storm --timeouts --stops --plot storm.svg
       30 seconds of signals, timeouts, cancellations, stops and kills: shows that
       nobody sleeps on and nobody is served out of turn.
+
+  shm-demo bench uncontended handover
+      What locks cost, beside those of others.
 
 Exit codes:
   0  everything held
@@ -207,6 +211,15 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Measure locks beside their peers
+    #[command(long_about = BENCH, after_long_help = BENCH_MORE)]
+    Bench(BenchArgs),
+    /// One of the processes that `bench` starts
+    #[command(hide = true)]
+    BenchMember(BenchMemberArgs),
+    /// Another one
+    #[command(hide = true)]
+    BenchSolo(BenchSoloArgs),
     /// Count in many processes, kill them, and show that nothing is lost
     #[command(long_about = COUNTER, after_long_help = COUNTER_MORE)]
     Counter(CounterArgs),

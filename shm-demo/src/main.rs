@@ -1,8 +1,9 @@
 //! Demonstrations of heirlock: `counter` has processes share a lock and kills
 //! them while they do; `storm` has them share several, under signals, timeouts,
 //! cancellations, stops and kills; `inspect` shows what is in a segment, also
-//! when everything in it is stuck.
+//! when everything in it is stuck; `bench` measures locks beside their peers.
 
+mod bench;
 mod cli;
 mod counter;
 mod crew;
@@ -29,6 +30,9 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> ExitCode {
     let (json, result) = match Cli::parse().command {
+        Command::Bench(args) => (args.json, bench::run(&args)),
+        Command::BenchMember(args) => (false, bench::join(&args).map(|()| ExitCode::SUCCESS)),
+        Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
         Command::Storm(args) => (args.json, storm::run(&args)),
