@@ -5,7 +5,7 @@
 //!
 //! * [`state`]: the segment, each thread's registers, the ghosts;
 //! * [`pc`]: every step under the name of the crate's function that takes it;
-//! * [`step`], [`wait`], [`release`]: what the steps do, to hold against
+//! * [`step`], [`wait`], [`release`], [`queue`]: what the steps do, to hold against
 //!   `src/lock/` and `src/participant/attach.rs`;
 //! * [`kernel`]: death, its late notice, wakes;
 //! * [`model`]: who may do what, and which states count as one;
@@ -16,11 +16,13 @@
 //!
 //! # What is a step
 //!
-//! Every access to shared memory is a step of its own, with four exceptions,
+//! Every access to shared memory is a step of its own, with five exceptions,
 //! each argued where it is made: a walk of the queue under the guard goes with
-//! the store that it is for; a compare-and-swap that is repeated until it
-//! succeeds is the one that does; reading the guard and its holder's life is
-//! one step; a barrier is one step. A kill can come before every step. The
+//! the load of `tail` that it begins with, and that with the step before; a
+//! compare-and-swap that is repeated until it succeeds is the one that does;
+//! reading the guard and its holder's life is one step; a barrier is one step;
+//! hints are stored together with what they are about once no kill is left, and
+//! a store each until then. A kill can come before every step. The
 //! kernel's notice of a death is three later steps: mark, wake one, wake one for
 //! `list_op_pending`. A new thread can take a dead row over from the mark on.
 //! There is no heartbeat.
@@ -71,6 +73,7 @@ mod model;
 mod mutants;
 mod pc;
 mod properties;
+mod queue;
 mod release;
 mod state;
 mod step;

@@ -178,7 +178,10 @@ impl LockModel {
     fn first_of_all(&self, s: &State) -> Option<usize> {
         (0..ROWS).find(|&i| {
             let thread = &s.threads[i];
-            thread.alive && thread.buffer.is_empty() && thread.pc.is_local() && !is_targeted(s, i)
+            // A splice may have the life in front still to load.
+            let hint = thread.pc.is_hint() && (thread.pc != Pc::SpliceOwn || thread.behind != 0);
+            let local = hint || thread.pc.is_local() && !is_targeted(s, i);
+            thread.alive && thread.buffer.is_empty() && local
         })
     }
 }
@@ -206,6 +209,7 @@ pub(crate) fn normalise(s: &mut State) {
         thread.seen = if live.seen { thread.seen } else { 0 };
         thread.peer_id = if live.id { thread.peer_id } else { Id::NOBODY };
         thread.peer_round = if live.round { thread.peer_round } else { 0 };
+        thread.behind = if live.behind { thread.behind } else { 0 };
         thread.job = if live.job { thread.job } else { Default::default() };
         // A poll is one sleep's. What a barrier has shown is one wait's.
         let over = match thread.fenced {
@@ -229,11 +233,29 @@ pub(crate) fn normalise(s: &mut State) {
             }
         }
     }
+    if s.kills == 0 {
+        (0..LOCKS).for_each(|lock| forget_hints(s, lock));
+    }
     // Rounds are compared with remembered rounds only.
     for i in 0..ROWS {
         if !is_targeted(s, i) {
             s.rows[i].round = 0;
         }
+    }
+}
+
+/// No kill is left and nobody is inside an edit: from here on each edit is one
+/// step, which does the same whether it knows a hint or finds out by a walk. So
+/// which hints are known does not matter, if they are right; and whether they
+/// are has been seen in the states up to here, what the last dead editor left
+/// behind and what the next one made of it included.
+fn forget_hints(s: &mut State, lock: usize) {
+    if !s.locks[lock].guard.is_nobody() {
+        return;
+    }
+    s.locks[lock].head = 0;
+    for &row in s.chain(lock).unwrap_or_default().as_slice() {
+        s.row_mut(row).next = 0;
     }
 }
 

@@ -15,12 +15,20 @@
 //!   path keeps `tail` from 0 until he has gone, and whoever queues later has a
 //!   barrier of his own. (Explored in full with two threads x 2, a death and a
 //!   re-use; three x 2 and four x 1, a death; three, two deaths, a panic.)
+//! * `Mutant::DeadHeadServed`, `Mutant::DeadHeadNudged` and
+//!   `Mutant::NoNudgeBehindDeadHead`: whoever is behind a dead waiter watches it,
+//!   and is told of its death by the kernel or by who was told instead. It
+//!   steps over it, and if it finds it the owner, is its heir. That the heir is
+//!   told of a death that mattered to nobody is no fault to the model: a waiter
+//!   may die right after the look at its life. (Explored in full: three threads,
+//!   two deaths, with a re-use or give-ups; two locks, two deaths; the last of
+//!   the three with two locks, two deaths and a re-use or give-ups, too.)
 //! * Faults of memory ordering, but for those of the hasty release.
 //! * Faults in how a thread parks on the guard word itself (a wake of one where
 //!   all are due): waiting for the guard is not spelt out.
 
 use crate::model::{Config, NESTED, ONCE, OTHER, TWICE, UNFENCED};
-use crate::properties::{CHAIN_TRUTH, FCFS, NO_STUCK_WAITER, TOLD_ONCE};
+use crate::properties::{CHAIN_TRUTH, FCFS, HINT_TRUTH, NO_STUCK_WAITER, TOLD_ONCE};
 
 /// A deliberate fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +112,20 @@ pub(crate) enum Mutant {
     /// A thread that the others' barriers do not reach releases without a
     /// fence.
     UnregisteredHastily,
+    /// `unlink` leaves `head` at the one that it takes out.
+    HeadNotForgotten,
+    /// `unlink` leaves `next` of the one that it takes out.
+    NextNotForgotten,
+    /// `unlink` leaves `next` of the one in front to the end, as it was.
+    NextInFrontNotForgotten,
+    /// `unlink` stores the new hint before it unlinks.
+    HintBeforeUnlink,
+    /// `grant_slow` hands over to the oldest, dead or alive.
+    DeadHeadServed,
+    /// `release_slow` nudges the oldest, dead or alive.
+    DeadHeadNudged,
+    /// Whoever takes the dead head out does not nudge the one behind it.
+    NoNudgeBehindDeadHead,
 }
 
 /// Where a deliberate fault shows.
@@ -192,4 +214,8 @@ pub(crate) const CAUGHT: &[Catch] = &[
     catch(Mutant::GrantedHastily, NO_STUCK_WAITER, DEATH),
     catch(Mutant::UnfencedSleeps, NO_STUCK_WAITER, POLL),
     catch(Mutant::UnregisteredHastily, NO_STUCK_WAITER, POLL),
+    catch(Mutant::HeadNotForgotten, HINT_TRUTH, DEATH),
+    catch(Mutant::NextNotForgotten, HINT_TRUTH, DEATH),
+    catch(Mutant::NextInFrontNotForgotten, HINT_TRUTH, DEADLINES),
+    catch(Mutant::HintBeforeUnlink, HINT_TRUTH, DEATH),
 ];

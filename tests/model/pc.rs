@@ -18,8 +18,10 @@ pub(crate) enum Job {
     Leave,
     /// `give_up`.
     GiveUp,
-    /// `grant_slow`.
+    /// `grant_slow`, until the lock has a new owner.
     Grant,
+    /// `grant_slow`, from then on: unlink that one, and tell it.
+    Serve,
     /// `release_slow`, under the guard.
     Release,
     /// `release_slow`, after the guard.
@@ -90,9 +92,9 @@ program_counter! {
     ParkRestore = "park": "CAS state back to WAITING",
 
     LeaveLoadState = "leave": "load state",
-    UnlinkSelf = "leave": "unlink myself",
+    UnlinkSelf = "leave": "Queue::unlink: unlink myself",
     GiveUpLoadOwner = "give_up": "load owner, under the guard",
-    GiveUpUnlink = "give_up": "unlink myself",
+    GiveUpUnlink = "give_up": "Queue::unlink: unlink myself",
 
     PublishRow = "slow path": "store row.lock",
     ClearRow = "slow path": "store row.lock = 0",
@@ -100,7 +102,11 @@ program_counter! {
     GuardRelay = "Queue::guard": "relay: wake all on the dead holder's life",
     GuardSteal = "Queue::guard": "CAS guard from the dead holder",
     GuardDrop = "Queue::guard drop": "store guard = 0",
-    FindHead = "Queue": "walk to the oldest waiter",
+    FindHead = "Queue::oldest": "load head; load the oldest's life",
+    OldestWalk = "Queue::oldest": "walk: store the next hint",
+    UnlinkWalk = "Queue::unlink": "walk to the one behind: store the next hint",
+    UnlinkForget = "Queue::forget": "forget the next hint that will be wrong",
+    UnlinkHint = "Queue::unlink": "store the hint to the one behind",
     NudgeState = "nudge": "CAS state to NUDGED",
     NudgeWake = "nudge": "wake on state",
 
@@ -109,18 +115,17 @@ program_counter! {
     UnlockStoreHastily = "unlock_fast": "store owner = 0, into the buffer",
     UnlockStoreDead = "RawMutex::unlock, heir panics": "store owner = the dead id",
     UnlockReloadTail = "RawMutex::unlock": "load tail again",
-    WalkDead = "Queue::splice": "walk for dead waiters",
-    SpliceStore = "Queue::splice": "unlink a dead waiter",
+    SpliceStore = "Queue::unlink": "unlink the dead head",
     GrantFree = "grant_slow": "nobody waits: store owner = 0",
     GrantOwner = "grant_slow": "store owner = the head's id",
-    GrantUnlink = "grant_slow": "unlink the head",
+    GrantUnlink = "grant_slow": "Queue::unlink: unlink the head",
     GrantState = "grant_slow": "CAS the head's state to GRANTED",
     GrantWake = "grant_slow": "wake on state",
 
     AttachGeneration = "attach": "store generation + 1",
     AttachLife = "attach": "store life = TID",
     AttachRelay = "attach": "relay: wake all on my life; read row.lock",
-    AttachUnlink = "attach": "unlink the dead waiter, or find the head",
+    AttachUnlink = "attach": "Queue::unlink: unlink the dead waiter",
     AttachRelayAgain = "attach": "relay again: wake all on my life",
 }
 
@@ -137,6 +142,8 @@ pub(crate) struct Registers {
     pub(crate) id: bool,
     /// `peer_round`.
     pub(crate) round: bool,
+    /// `behind`.
+    pub(crate) behind: bool,
     /// `job`.
     pub(crate) job: bool,
 }
@@ -147,6 +154,12 @@ impl Pc {
         let none = Registers::default();
         let working = Registers { job: true, ..none };
         let target = Registers { peer: true, round: true, ..working };
+        // Whom the thread takes out, if it is not itself.
+        let unlinking = match job {
+            Job::Grant | Job::Release => Registers { peer: true, ..working },
+            Job::Serve => Registers { id: true, ..target },
+            _ => working,
+        };
         match self {
             Pc::EnqueueStorePrev
             | Pc::EnqueueCasTail
@@ -166,23 +179,30 @@ impl Pc {
             | Pc::Sleeping
             | Pc::ParkLoadLife => Registers { peer: true, seen: true, ..none },
             Pc::GuardRelay | Pc::GuardSteal => Registers { word: true, ..working },
-            Pc::SpliceStore => Registers { peer: true, ..working },
+            Pc::UnlinkWalk => unlinking,
+            Pc::UnlinkHint if !matches!(job, Job::Serve | Job::Leave | Job::Splice) => {
+                Registers { behind: true, ..target }
+            }
+            Pc::UnlinkForget
+            | Pc::UnlinkHint
+            | Pc::UnlinkSelf
+            | Pc::GiveUpUnlink
+            | Pc::AttachUnlink
+            | Pc::SpliceOwn
+            | Pc::SpliceStore
+            | Pc::GrantUnlink => Registers { behind: true, ..unlinking },
             Pc::NudgeState | Pc::GrantState => target,
             Pc::NudgeWake | Pc::GrantWake => Registers { peer: true, ..working },
-            Pc::GrantOwner | Pc::GrantUnlink => Registers { id: true, ..target },
-            Pc::GuardDrop if matches!(job, Job::Grant | Job::Release) => target,
+            Pc::GrantOwner => Registers { id: true, ..target },
+            Pc::GuardDrop if matches!(job, Job::Grant | Job::Serve | Job::Release) => target,
             Pc::PublishRow
             | Pc::ClearRow
             | Pc::GuardTake
             | Pc::GuardDrop
             | Pc::FindHead
-            | Pc::SpliceOwn
-            | Pc::UnlinkSelf
+            | Pc::OldestWalk
             | Pc::GiveUpLoadOwner
-            | Pc::GiveUpUnlink
-            | Pc::WalkDead
-            | Pc::GrantFree
-            | Pc::AttachUnlink => working,
+            | Pc::GrantFree => working,
             _ => none,
         }
     }
@@ -219,6 +239,20 @@ impl Pc {
                 | Pc::ClearRow
                 | Pc::ParkPending
                 | Pc::ParkClear
+        )
+    }
+
+    /// Is the step the store of a hint? Who holds the guard reads and writes
+    /// hints, and nobody else: only by this thread's death can a state between
+    /// two of its hints be seen. (The walks read `tail` as well, once, in the
+    /// step before them; `prev` of whom they meet stands still.)
+    ///
+    /// Or the store of `prev` of one's own row, which nobody reads without the
+    /// guard but this thread.
+    pub(crate) fn is_hint(self) -> bool {
+        matches!(
+            self,
+            Pc::OldestWalk | Pc::UnlinkWalk | Pc::UnlinkForget | Pc::SpliceOwn | Pc::UnlinkHint
         )
     }
 }

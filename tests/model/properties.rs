@@ -10,6 +10,8 @@ use crate::state::{Fault, LOCKS, ROWS, State};
 pub(crate) const MUTUAL_EXCLUSION: &str = "mutual exclusion";
 /// I2, and that no edit leaves a circle.
 pub(crate) const CHAIN_TRUTH: &str = "chain truth";
+/// That a hint is right or 0.
+pub(crate) const HINT_TRUTH: &str = "hint truth";
 /// I4.
 pub(crate) const FCFS: &str = "first come, first served";
 /// I5 and I7.
@@ -22,6 +24,7 @@ pub(crate) fn all() -> Vec<Property<LockModel>> {
     vec![
         Property::always(MUTUAL_EXCLUSION, |_, s| mutual_exclusion(s)),
         Property::always(CHAIN_TRUTH, |_, s| chain_truth(s)),
+        Property::always(HINT_TRUTH, |_, s| hint_truth(s)),
         Property::always(FCFS, |_, s: &State| s.fault != Fault::Overtaken),
         Property::always(NO_STUCK_WAITER, no_stuck_waiter),
         Property::always(TOLD_ONCE, |_, s: &State| {
@@ -56,6 +59,24 @@ fn chain_truth(s: &State) -> bool {
                 || chain.as_slice().contains(&(i as u8 + 1))
         })
     }) && s.fault != Fault::NotLinked
+}
+
+/// A lock's `head`, if known, is the oldest of its queue; a row's `next`, if
+/// known, is the one behind it in the queue that both are in.
+///
+/// In every state: the holder of the guard may be killed anywhere, and whoever
+/// takes the guard over believes what the hints say.
+fn hint_truth(s: &State) -> bool {
+    let chains: [_; LOCKS] = std::array::from_fn(|lock| s.chain(lock).unwrap_or_default());
+    let heads = s.locks.iter().zip(&chains).all(|(lock, chain)| {
+        lock.head == 0 || chain.as_slice().last().is_some_and(|&oldest| oldest == lock.head)
+    });
+    // Newest first: who is behind comes first.
+    let is_behind = |next: u8, x: u8| {
+        chains.iter().any(|chain| chain.as_slice().windows(2).any(|pair| pair == [next, x]))
+    };
+    let mut rows = s.rows.iter().zip(1..);
+    heads && rows.all(|(row, x)| row.next == 0 || is_behind(row.next, x))
 }
 
 /// Where nothing moves any more, every live thread is at the end of its program.

@@ -32,11 +32,11 @@ impl Stepper<'_> {
             Pc::GuardSteal if self.header().guard == self.registers().word => self.guard_taken(),
             Pc::GuardSteal => self.go(Pc::GuardTake),
             Pc::GuardDrop => self.guard_drop(),
-            Pc::FindHead => {
-                let head = self.s.oldest(self.lock_number());
-                self.target(head);
-                self.go(if head == 0 { Pc::GuardDrop } else { Pc::NudgeState });
-            }
+            Pc::FindHead => self.find_head(),
+            Pc::OldestWalk => self.oldest_walk(),
+            Pc::UnlinkWalk => self.unlink_walk(),
+            Pc::UnlinkForget => self.unlink_forget(),
+            Pc::UnlinkHint => self.unlink_hint(),
             Pc::NudgeState => self.nudge_state(),
             Pc::NudgeWake => {
                 let index = self.thread().peer;
@@ -84,13 +84,10 @@ impl Stepper<'_> {
     fn guard_taken(&mut self) {
         self.lock().guard = self.guard_word();
         match self.thread().job {
-            Job::Barge => self.go(Pc::FindHead),
-            Job::Splice => self.go(Pc::SpliceOwn),
-            Job::Leave => self.go(Pc::UnlinkSelf),
+            Job::Barge | Job::Grant | Job::Release => self.go(Pc::FindHead),
+            job @ (Job::Splice | Job::Leave | Job::Attach) => self.unlink(job),
             Job::GiveUp => self.go(Pc::GiveUpLoadOwner),
-            Job::Attach => self.go(Pc::AttachUnlink),
-            Job::Grant | Job::Release => self.go(Pc::WalkDead),
-            Job::None | Job::ReleaseHead => unreachable!("no use for the guard"),
+            Job::None | Job::Serve | Job::ReleaseHead => unreachable!("no use for the guard"),
         }
     }
 
@@ -101,7 +98,7 @@ impl Stepper<'_> {
         match job {
             Job::Splice => self.go(Pc::LookOwner),
             Job::Grant if nobody => self.go(Pc::UnlockReloadTail),
-            Job::Grant => self.go(Pc::GrantState),
+            Job::Grant | Job::Serve => self.go(Pc::GrantState),
             Job::Release if nobody || self.is(Mutant::NoNudgeInRelease) => self.go(Pc::ClearRow),
             Job::Release => self.work(Job::ReleaseHead, Pc::NudgeState),
             _ => self.go(Pc::ClearRow),
@@ -137,7 +134,7 @@ impl Stepper<'_> {
     /// What comes after a nudge.
     fn nudged(&mut self) {
         match self.thread().job {
-            Job::Grant | Job::Release => self.go(Pc::WalkDead),
+            Job::Grant | Job::Release => self.go(Pc::FindHead),
             Job::ReleaseHead => self.go(Pc::ClearRow),
             _ => self.go(Pc::GuardDrop),
         }
@@ -158,14 +155,12 @@ impl Stepper<'_> {
             }
             Pc::UnlockStoreDead => self.unlock_store_dead(),
             Pc::UnlockReloadTail => self.unlock_reload_tail(),
-            Pc::WalkDead => self.walk_dead(),
-            Pc::SpliceStore => self.splice_store(),
+            Pc::SpliceStore | Pc::GrantUnlink => self.unlink_store(),
             Pc::GrantFree => {
                 self.free();
                 self.go(Pc::GuardDrop);
             }
             Pc::GrantOwner => self.grant_owner(),
-            Pc::GrantUnlink => self.grant_unlink(),
             Pc::GrantState => self.grant_state(),
             Pc::GrantWake => {
                 let index = self.thread().peer;
@@ -254,38 +249,6 @@ impl Stepper<'_> {
         }
     }
 
-    /// Finds a dead waiter to splice, or else the head. The life words are read
-    /// one after the other in the crate; a row that is read as alive and marked
-    /// before the walk ends is as one that is marked right after it.
-    fn walk_dead(&mut self) {
-        let lock = self.lock_number();
-        let dead = self.s.dead_waiter(lock);
-        if dead != 0 {
-            self.thread().peer = dead;
-            return self.go(Pc::SpliceStore);
-        }
-        let head = self.s.oldest(lock);
-        self.target(head);
-        let granting = self.thread().job == Job::Grant;
-        match (granting, head) {
-            (true, 0) => self.go(Pc::GrantFree),
-            (true, _) if self.is(Mutant::UnlinkBeforeOwner) => self.go(Pc::GrantUnlink),
-            (true, _) => self.go(Pc::GrantOwner),
-            (false, 0) => self.go(Pc::GuardDrop),
-            (false, _) if self.is(Mutant::ReleaseGrants) && self.lock().owner.is_nobody() => {
-                self.work(Job::Grant, Pc::GrantOwner);
-            }
-            (false, _) => self.go(Pc::GuardDrop),
-        }
-    }
-
-    fn splice_store(&mut self) {
-        let dead = self.thread().peer;
-        let successor = self.s.unlink(self.lock_number(), dead);
-        self.target(successor);
-        self.go(if successor == 0 { Pc::WalkDead } else { Pc::NudgeState });
-    }
-
     /// The hand-over: one store.
     fn grant_owner(&mut self) {
         let (index, id) = (self.thread().peer, self.thread().peer_id);
@@ -303,21 +266,11 @@ impl Stepper<'_> {
         lock.owner = id.as_fencing();
         lock.inherited &= keeps;
         lock.debt |= dead;
-        self.go(match self.is(Mutant::UnlinkBeforeOwner) {
-            true => Pc::GuardDrop,
-            false => Pc::GrantUnlink,
-        });
-    }
-
-    fn grant_unlink(&mut self) {
-        if !self.is(Mutant::GrantWithoutUnlink) {
-            let head = self.thread().peer;
-            self.s.unlink(self.lock_number(), head);
+        if self.is(Mutant::UnlinkBeforeOwner) || self.is(Mutant::GrantWithoutUnlink) {
+            self.work(Job::Serve, Pc::GuardDrop);
+        } else {
+            self.unlink(Job::Serve);
         }
-        self.go(match self.is(Mutant::UnlinkBeforeOwner) {
-            true => Pc::GrantOwner,
-            false => Pc::GuardDrop,
-        });
     }
 
     /// GRANTED, in the round remembered; a CAS as in [`Self::nudge_state`].

@@ -109,6 +109,8 @@ pub(crate) struct Row {
     pub(crate) lock: u8,
     /// The waiter in front, 0 for the head.
     pub(crate) prev: u8,
+    /// Hint: the waiter behind, 0 if that is not known.
+    pub(crate) next: u8,
     /// The id under which the row enqueued.
     pub(crate) waiting_as: Id,
     /// State word: its code.
@@ -127,6 +129,8 @@ pub(crate) struct Lock {
     pub(crate) inherited: bool,
     /// The newest waiter.
     pub(crate) tail: u8,
+    /// Hint: the oldest waiter, 0 if that is not known.
+    pub(crate) head: u8,
     /// Who edits the queue: index *and generation* (see [`crate::release`]).
     pub(crate) guard: Id,
     /// Ghost: an owner died or an heir panicked, and no owner was told yet.
@@ -227,6 +231,9 @@ pub(crate) struct Thread {
     pub(crate) peer_id: Id,
     /// Register: the round of `peer`.
     pub(crate) peer_round: u8,
+    /// Register: the waiter behind the one that is being taken out, 0 if that
+    /// was found at the tail or was not looked for yet.
+    pub(crate) behind: u8,
     /// `robust_head.list_op_pending`: whose life word it points to.
     pub(crate) pending: u8,
     /// The dead id that this heir took the lock from (one lock panics).
@@ -353,44 +360,10 @@ impl State {
         Some(chain)
     }
 
-    /// The oldest waiter, 0 if there is none.
-    pub(crate) fn oldest(&self, lock: usize) -> u8 {
-        let chain = self.chain(lock).unwrap_or_default();
-        chain.as_slice().last().copied().unwrap_or(0)
-    }
-
-    /// The newest dead waiter, 0 if there is none.
-    pub(crate) fn dead_waiter(&self, lock: usize) -> u8 {
-        let chain = self.chain(lock).unwrap_or_default();
-        let mut waiters = chain.as_slice().iter().copied();
-        waiters.find(|&w| self.row(w).life == DIED).unwrap_or(0)
-    }
-
     /// Is the row in the queue?
     pub(crate) fn is_linked(&self, lock: usize, index: u8) -> bool {
         let chain = self.chain(lock).unwrap_or_default();
         chain.as_slice().contains(&index)
-    }
-
-    /// `unlink(x)`: one store or CAS. Returns the successor, 0 if there is none.
-    ///
-    /// The walk to the successor is part of the step: under the guard nobody
-    /// else edits what `tail` leads to, and a new waiter goes in front of the
-    /// tail that was read.
-    pub(crate) fn unlink(&mut self, lock: usize, index: u8) -> u8 {
-        let chain = self.chain(lock).unwrap_or_default();
-        let prev = self.row(index).prev;
-        let successor = match chain.as_slice().iter().position(|&w| w == index) {
-            None => return 0,
-            Some(0) => 0,
-            Some(n) => chain.rows[n - 1],
-        };
-        if successor == 0 {
-            self.locks[lock].tail = prev;
-        } else {
-            self.row_mut(successor).prev = prev;
-        }
-        successor
     }
 }
 

@@ -34,11 +34,13 @@ impl Renumbering {
             let to_row = &mut next.rows[usize::from(place)];
             *to_row = *row;
             to_row.prev = self.index(row.prev);
+            to_row.next = self.index(row.next);
             to_row.waiting_as = self.id(row.waiting_as);
             let to_thread = &mut next.threads[usize::from(place)];
             *to_thread = *thread;
             to_thread.word = self.id(thread.word);
             to_thread.peer = self.index(thread.peer);
+            to_thread.behind = self.index(thread.behind);
             to_thread.peer_id = self.id(thread.peer_id);
             to_thread.pending = self.index(thread.pending);
             to_thread.heir_of = self.id(thread.heir_of);
@@ -48,6 +50,7 @@ impl Renumbering {
         for lock in &mut next.locks {
             lock.owner = self.id(lock.owner);
             lock.tail = self.index(lock.tail);
+            lock.head = self.index(lock.head);
             lock.guard = self.id(lock.guard);
         }
         next
@@ -60,20 +63,27 @@ fn key(s: &State, i: usize) -> u64 {
     let index = i as u8 + 1;
     let mut roles = 0;
     for lock in &s.locks {
-        roles = roles << 3
+        roles = roles << 4
             | u64::from(lock.owner.index() == index)
             | u64::from(lock.tail == index) << 1
-            | u64::from(lock.guard.index() == index) << 2;
+            | u64::from(lock.guard.index() == index) << 2
+            | u64::from(lock.head == index) << 3;
     }
     let bytes = [
         thread.pc as u8,
         thread.job as u8,
         thread.op | thread.program << 4,
         row.code as u8 | row.life << 4,
-        row.lock | row.generation << 2 | (thread.exit as u8) << 4,
+        row.lock
+            | row.generation << 2
+            | (thread.exit as u8) << 4
+            | u8::from(thread.behind != 0) << 6,
         roles as u8,
         // Fewer ahead in the queue, or behind: no numbers either.
-        thread.ahead.count_ones() as u8 | u8::from(row.prev != 0) << 4 | thread.held << 5,
+        thread.ahead.count_ones() as u8
+            | u8::from(row.prev != 0) << 4
+            | thread.held << 5
+            | u8::from(row.next != 0) << 7,
         u8::from(thread.peer != 0)
             | u8::from(thread.pending != 0) << 1
             | thread.buffer.bits() << 2

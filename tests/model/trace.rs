@@ -89,6 +89,7 @@ fn effect(old: &State, new: &State) -> String {
         };
         differ(format!("{name}.owner"), owner(a), owner(b));
         differ(format!("{name}.tail"), a.tail.to_string(), b.tail.to_string());
+        differ(format!("{name}.head"), a.head.to_string(), b.head.to_string());
         differ(format!("{name}.guard"), id(a.guard), id(b.guard));
     }
     for i in 0..ROWS {
@@ -97,6 +98,7 @@ fn effect(old: &State, new: &State) -> String {
         differ(format!("generation[{n}]"), a.generation.to_string(), b.generation.to_string());
         differ(format!("life[{n}]"), life(a.life), life(b.life));
         differ(format!("prev[{n}]"), a.prev.to_string(), b.prev.to_string());
+        differ(format!("next[{n}]"), a.next.to_string(), b.next.to_string());
         if b.code != Code::Idle {
             differ(format!("state[{n}]"), format!("{:?}", a.code), format!("{:?}", b.code));
         }

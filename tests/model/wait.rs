@@ -4,7 +4,7 @@ use crate::kernel;
 use crate::model::UNFENCED;
 use crate::mutants::Mutant;
 use crate::pc::{Job, Pc};
-use crate::state::{Code, Fault, Fenced, Id, State, tid};
+use crate::state::{Code, Fenced, Id, State, tid};
 use crate::step::Stepper;
 
 impl Stepper<'_> {
@@ -149,16 +149,12 @@ impl Stepper<'_> {
                 self.work(Job::Leave, Pc::ClearRow);
             }
             Pc::LeaveLoadState => self.work(Job::Leave, Pc::GuardTake),
-            Pc::UnlinkSelf => {
-                self.s.unlink(self.lock_number(), self.index());
-                self.go(Pc::GuardDrop);
-            }
             Pc::GiveUpLoadOwner if self.owns() => {
                 self.acquired();
-                self.work(Job::Leave, Pc::UnlinkSelf);
+                self.unlink(Job::Leave);
             }
-            Pc::GiveUpLoadOwner => self.go(Pc::GiveUpUnlink),
-            Pc::GiveUpUnlink => self.give_up_unlink(),
+            Pc::GiveUpLoadOwner => self.unlink(Job::GiveUp),
+            Pc::UnlinkSelf | Pc::GiveUpUnlink => self.unlink_store(),
             _ => unreachable!("not a step of the wait loop"),
         }
     }
@@ -274,19 +270,8 @@ impl Stepper<'_> {
                 kernel::wake_life(&mut self.s, index);
                 self.work(Job::Splice, Pc::GuardTake);
             }
-            _ => self.splice_own(),
+            _ => self.unlink_store(),
         }
-    }
-
-    /// One store, with the loads before it: `prev` of this row and of the one
-    /// in front are frozen under the guard, and a row read as dead stays linked
-    /// as the dead one's until somebody has the guard.
-    fn splice_own(&mut self) {
-        let prev = self.s.rows[self.i].prev;
-        if prev != 0 && self.died(prev) {
-            self.s.rows[self.i].prev = self.s.row(prev).prev;
-        }
-        self.go(Pc::GuardDrop);
     }
 
     /// `park(watched, life as read)`.
@@ -369,23 +354,6 @@ impl Stepper<'_> {
         self.s
     }
 
-    /// `give_up` under the guard, not being the owner.
-    fn give_up_unlink(&mut self) {
-        let (lock, index) = (self.lock_number(), self.index());
-        if !self.s.is_linked(lock, index) {
-            self.s.fault = Fault::NotLinked;
-            return;
-        }
-        let successor = self.s.unlink(lock, index);
-        self.gave_up();
-        self.target(successor);
-        if successor == 0 || self.is(Mutant::NoNudgeOnGiveUp) {
-            self.go(Pc::GuardDrop);
-        } else {
-            self.go(Pc::NudgeState);
-        }
-    }
-
     /// `attach` to a row whose last thread died.
     pub(crate) fn step_attach(&mut self, pc: Pc) {
         let index = self.index();
@@ -403,7 +371,7 @@ impl Stepper<'_> {
                 self.go(Pc::AttachRelay);
             }
             Pc::AttachRelay => self.attach_relay(),
-            Pc::AttachUnlink => self.attach_unlink(),
+            Pc::AttachUnlink => self.unlink_store(),
             _ => {
                 if !self.is(Mutant::AttachWithoutLastRelay) && !self.is(Mutant::AttachWithoutRelays)
                 {
@@ -431,22 +399,5 @@ impl Stepper<'_> {
         } else {
             self.work(Job::Attach, Pc::GuardTake);
         }
-    }
-
-    /// Under the guard: the dead waiter leaves the queue, or has left it.
-    fn attach_unlink(&mut self) {
-        let (lock, index) = (self.lock_number(), self.index());
-        let linked = self.s.is_linked(lock, index);
-        let next = match linked {
-            true if self.is(Mutant::AttachWithoutNudge) => {
-                self.s.unlink(lock, index);
-                0
-            }
-            true => self.s.unlink(lock, index),
-            false if self.is(Mutant::AttachWithoutNudgeHead) => 0,
-            false => self.s.oldest(lock),
-        };
-        self.target(next);
-        self.go(if next == 0 { Pc::GuardDrop } else { Pc::NudgeState });
     }
 }
