@@ -3,9 +3,10 @@
 //! The target (three threads that lock twice, give-ups, two deaths, a row used
 //! again, all at once) is the largest that is run by default. The others add
 //! what it has not: two locks, `try_lock`, a fourth thread, heirs that panic, a
-//! thread that cannot have the others fence.
+//! thread that cannot have the others fence, locks that whoever comes may take.
 
 use crate::model::{Config, NESTED, ONCE, OTHER, TRIES, TWICE, UNFENCED};
+use crate::mutants::Mutant;
 
 /// When a configuration is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,8 +39,12 @@ const NOTHING: Config = Config {
     reuses: 0,
     reuser: ONCE,
     panics: 0,
+    throughput: false,
     mutant: None,
 };
+
+/// A lock that whoever comes may take.
+const THROUGHPUT: Config = Config { throughput: true, ..NOTHING };
 
 const TARGET: Config =
     Config { programs: [TWICE, TWICE, TWICE, 0], give_ups: true, kills: 2, reuses: 1, ..NOTHING };
@@ -57,19 +62,19 @@ pub(crate) const ALL: &[Bounds] = &[
             reuses: 1,
             ..NOTHING
         },
-        floor: 160_000,
+        floor: 176_000,
     },
     Bounds {
         name: "3 threads x 1, give-ups, 1 death",
         size: Size::Small,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], give_ups: true, kills: 1, ..NOTHING },
-        floor: 173_000,
+        floor: 242_000,
     },
     Bounds {
         name: "3 threads x 1, 2 deaths, 1 panic of an heir",
         size: Size::Small,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], kills: 2, panics: 1, ..NOTHING },
-        floor: 169_000,
+        floor: 240_000,
     },
     Bounds {
         name: "2 threads, one cannot fence, give-ups, 1 death, 1 re-use",
@@ -81,7 +86,7 @@ pub(crate) const ALL: &[Bounds] = &[
             reuses: 1,
             ..NOTHING
         },
-        floor: 314_000,
+        floor: 347_000,
     },
     Bounds {
         name: "3 threads, one cannot fence, give-ups, 1 death",
@@ -92,7 +97,7 @@ pub(crate) const ALL: &[Bounds] = &[
             kills: 1,
             ..NOTHING
         },
-        floor: 5_170_000,
+        floor: 7_550_000,
     },
     Bounds {
         name: "3 threads x 1, give-ups, 2 deaths, 1 re-use, 1 panic of an heir",
@@ -105,7 +110,7 @@ pub(crate) const ALL: &[Bounds] = &[
             panics: 1,
             ..NOTHING
         },
-        floor: 9_300_000,
+        floor: 13_100_000,
     },
     Bounds {
         name: "3 threads, one tries, give-ups, 1 death, 1 re-use, 1 panic of an heir",
@@ -118,25 +123,25 @@ pub(crate) const ALL: &[Bounds] = &[
             panics: 1,
             ..NOTHING
         },
-        floor: 8_210_000,
+        floor: 9_560_000,
     },
     Bounds {
         name: "3 threads, two try, 2 deaths, 1 panic of an heir",
         size: Size::Medium,
         config: Config { programs: [TWICE, TRIES, TRIES, 0], kills: 2, panics: 1, ..NOTHING },
-        floor: 976_000,
+        floor: 1_480_000,
     },
     Bounds {
         name: "4 threads x 1, give-ups, 1 death",
         size: Size::Medium,
         config: Config { programs: [ONCE; 4], give_ups: true, kills: 1, ..NOTHING },
-        floor: 6_110_000,
+        floor: 10_200_000,
     },
     Bounds {
         name: "2 locks, 3 threads, one nests, give-ups, 2 deaths",
         size: Size::Medium,
         config: Config { programs: [NESTED, OTHER, ONCE, 0], give_ups: true, kills: 2, ..NOTHING },
-        floor: 1_980_000,
+        floor: 2_620_000,
     },
     Bounds {
         name: "2 locks, 3 threads, one nests, give-ups, 1 death, 1 re-use",
@@ -148,13 +153,13 @@ pub(crate) const ALL: &[Bounds] = &[
             reuses: 1,
             ..NOTHING
         },
-        floor: 19_900_000,
+        floor: 22_500_000,
     },
     Bounds {
         name: "3 threads x 2, give-ups, 2 deaths, 1 re-use",
         size: Size::Medium,
         config: TARGET,
-        floor: 74_600_000,
+        floor: 113_000_000,
     },
     Bounds {
         name: "2 locks, 3 threads, one nests, 2 deaths, 1 re-use",
@@ -179,5 +184,152 @@ pub(crate) const ALL: &[Bounds] = &[
         size: Size::Full,
         config: Config { programs: [ONCE; 4], reuses: 0, panics: 1, ..TARGET },
         floor: 13_600_000,
+    },
+    Bounds {
+        name: "throughput, 2 threads x 2, give-ups, 1 death, 1 re-use",
+        size: Size::Small,
+        config: Config {
+            programs: [TWICE, TWICE, 0, 0],
+            give_ups: true,
+            kills: 1,
+            reuses: 1,
+            ..THROUGHPUT
+        },
+        floor: 230_000,
+    },
+    Bounds {
+        name: "throughput, 2 threads x 2, 2 deaths, 2 re-uses",
+        size: Size::Medium,
+        config: Config { programs: [TWICE, TWICE, 0, 0], kills: 2, reuses: 2, ..THROUGHPUT },
+        floor: 974_000,
+    },
+    Bounds {
+        name: "throughput, 3 threads x 1, give-ups, 1 death",
+        size: Size::Small,
+        config: Config { programs: [ONCE, ONCE, ONCE, 0], give_ups: true, kills: 1, ..THROUGHPUT },
+        floor: 565_000,
+    },
+    Bounds {
+        name: "throughput, 3 threads x 1, 2 deaths, 1 panic of an heir",
+        size: Size::Medium,
+        config: Config { programs: [ONCE, ONCE, ONCE, 0], kills: 2, panics: 1, ..THROUGHPUT },
+        floor: 494_000,
+    },
+    Bounds {
+        name: "throughput, 3 threads, one twice, 1 death, 1 re-use",
+        size: Size::Medium,
+        config: Config { programs: [TWICE, ONCE, ONCE, 0], kills: 1, reuses: 1, ..THROUGHPUT },
+        floor: 26_700_000,
+    },
+    Bounds {
+        name: "throughput, nudge at grant, 2 threads x 2, give-ups, 1 death, 1 re-use",
+        size: Size::Small,
+        config: Config {
+            programs: [TWICE, TWICE, 0, 0],
+            give_ups: true,
+            kills: 1,
+            reuses: 1,
+            mutant: Some(Mutant::NudgeAtGrant),
+            ..THROUGHPUT
+        },
+        floor: 224_000,
+    },
+    Bounds {
+        name: "throughput, nudge at grant, 3 threads x 1, give-ups, 1 death",
+        size: Size::Small,
+        config: Config {
+            programs: [ONCE, ONCE, ONCE, 0],
+            give_ups: true,
+            kills: 1,
+            mutant: Some(Mutant::NudgeAtGrant),
+            ..THROUGHPUT
+        },
+        floor: 532_000,
+    },
+    Bounds {
+        name: "throughput, nudge at grant, 3 threads x 1, 2 deaths, 1 panic of an heir",
+        size: Size::Small,
+        config: Config {
+            programs: [ONCE, ONCE, ONCE, 0],
+            kills: 2,
+            panics: 1,
+            mutant: Some(Mutant::NudgeAtGrant),
+            ..THROUGHPUT
+        },
+        floor: 472_000,
+    },
+    Bounds {
+        name: "throughput, nudge at grant only, 2 threads x 2, give-ups, 1 death, 1 re-use",
+        size: Size::Small,
+        config: Config {
+            programs: [TWICE, TWICE, 0, 0],
+            give_ups: true,
+            kills: 1,
+            reuses: 1,
+            mutant: Some(Mutant::NudgeAtGrantOnly),
+            ..THROUGHPUT
+        },
+        floor: 180_000,
+    },
+    Bounds {
+        name: "throughput, nudge at grant only, 3 threads x 1, give-ups, 1 death",
+        size: Size::Small,
+        config: Config {
+            programs: [ONCE, ONCE, ONCE, 0],
+            give_ups: true,
+            kills: 1,
+            mutant: Some(Mutant::NudgeAtGrantOnly),
+            ..THROUGHPUT
+        },
+        floor: 217_000,
+    },
+    Bounds {
+        name: "throughput, nudge at grant only, 3 threads x 1, 2 deaths, 1 panic of an heir",
+        size: Size::Small,
+        config: Config {
+            programs: [ONCE, ONCE, ONCE, 0],
+            kills: 2,
+            panics: 1,
+            mutant: Some(Mutant::NudgeAtGrantOnly),
+            ..THROUGHPUT
+        },
+        floor: 237_000,
+    },
+    Bounds {
+        name: "throughput, nudge without the guard, 2 threads x 2, give-ups, 1 death, 1 re-use",
+        size: Size::Small,
+        config: Config {
+            programs: [TWICE, TWICE, 0, 0],
+            give_ups: true,
+            kills: 1,
+            reuses: 1,
+            mutant: Some(Mutant::HeadNudgedWithoutGuard),
+            ..THROUGHPUT
+        },
+        floor: 260_000,
+    },
+    Bounds {
+        name: "throughput, nudge without the guard, 3 threads x 1, give-ups, 1 death",
+        size: Size::Small,
+        config: Config {
+            programs: [ONCE, ONCE, ONCE, 0],
+            give_ups: true,
+            kills: 1,
+            mutant: Some(Mutant::HeadNudgedWithoutGuard),
+            ..THROUGHPUT
+        },
+        floor: 687_000,
+    },
+    Bounds {
+        name: "throughput, nudge without the guard, 3 threads x 1, 2 deaths, 1 panic of an heir",
+        size: Size::Small,
+        config: Config {
+            programs: [ONCE, ONCE, ONCE, 0],
+            kills: 2,
+            panics: 1,
+            mutant: Some(Mutant::HeadNudgedWithoutGuard),
+            ..THROUGHPUT
+        },
+        floor: 556_000,
     },
 ];

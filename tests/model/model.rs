@@ -64,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) reuser: u8,
     /// How many heirs panic.
     pub(crate) panics: u8,
+    /// May whoever comes take a free lock, whoever waits?
+    pub(crate) throughput: bool,
     /// The deliberate fault.
     pub(crate) mutant: Option<Mutant>,
 }
@@ -100,6 +102,9 @@ pub(crate) enum Action {
     Drain(u8),
     /// The waiting thread, which polls, looks again.
     Poll(u8),
+    /// The thread takes its next step, and decides the other way: who has waited
+    /// longest has not waited too long (`unlock`), or it has (`settle_barge`).
+    Otherwise(u8),
 }
 
 impl LockModel {
@@ -138,6 +143,16 @@ impl LockModel {
         })
     }
 
+    /// Is the thread of row `i` where a lock's policy has to decide?
+    fn decides(&self, s: &State, i: usize) -> bool {
+        let thread = &s.threads[i];
+        match thread.pc {
+            Pc::UnlockLoadTail => s.locks[usize::from(thread.lock)].tail != 0,
+            Pc::FindHead => thread.job == Job::Barge,
+            _ => false,
+        }
+    }
+
     fn kill_action(&self, s: &State, i: usize) -> Option<Action> {
         let thread = &s.threads[i];
         // A second death in the row while the kernel is busy with the first is
@@ -165,6 +180,9 @@ impl LockModel {
         {
             actions.push(Action::Expire(row));
         }
+        if self.config.throughput && self.decides(s, i) {
+            actions.push(Action::Otherwise(row));
+        }
         let heir = s.locks[usize::from(thread.lock)].inherited;
         if thread.pc == Pc::UnlockLoadTail && s.panics > 0 && heir {
             actions.push(Action::Panic(row));
@@ -179,7 +197,9 @@ impl LockModel {
         (0..ROWS).find(|&i| {
             let thread = &s.threads[i];
             // A splice may have the life in front still to load.
-            let hint = thread.pc.is_hint() && (thread.pc != Pc::SpliceOwn || thread.behind != 0);
+            let hint = thread.pc.is_hint()
+                && (thread.pc != Pc::SpliceOwn || thread.behind != 0)
+                && !self.is(Mutant::HeadNudgedWithoutGuard);
             let local = hint || thread.pc.is_local() && !is_targeted(s, i);
             thread.alive && thread.buffer.is_empty() && local
         })
@@ -232,9 +252,6 @@ pub(crate) fn normalise(s: &mut State) {
                 s.rows[i].waiting_as = Id::NOBODY;
             }
         }
-    }
-    if s.kills == 0 {
-        (0..LOCKS).for_each(|lock| forget_hints(s, lock));
     }
     // Rounds are compared with remembered rounds only.
     for i in 0..ROWS {
@@ -313,8 +330,12 @@ impl Model for LockModel {
                 next
             }
             Action::Poll(i) => Stepper::new(self, *s, i.into()).poll(),
+            Action::Otherwise(i) => Stepper::new(self, *s, i.into()).otherwise(),
         };
         normalise(&mut next);
+        if next.kills == 0 && !self.is(Mutant::HeadNudgedWithoutGuard) {
+            (0..LOCKS).for_each(|lock| forget_hints(&mut next, lock));
+        }
         Some(next)
     }
 

@@ -23,6 +23,9 @@
 //!   may die right after the look at its life. (Explored in full: three threads,
 //!   two deaths, with a re-use or give-ups; two locks, two deaths; the last of
 //!   the three with two locks, two deaths and a re-use or give-ups, too.)
+//! * `Mutant::NudgeAtGrant`, `Mutant::NudgeAtGrantOnly` and
+//!   `Mutant::HeadNudgedWithoutGuard` are no faults but other ways to run a
+//!   throughput lock. They hold, and [`crate::configs`] says so.
 //! * Faults of memory ordering, but for those of the hasty release.
 //! * Faults in how a thread parks on the guard word itself (a wake of one where
 //!   all are due): waiting for the guard is not spelt out.
@@ -126,6 +129,21 @@ pub(crate) enum Mutant {
     DeadHeadNudged,
     /// Whoever takes the dead head out does not nudge the one behind it.
     NoNudgeBehindDeadHead,
+    /// Throughput: whoever barges looks whether the oldest has waited too long,
+    /// but does not nudge it.
+    NoNudgeOfBarge,
+    /// As [`Mutant::NoNudgeOfBarge`]; but `grant_slow` nudges the oldest before it
+    /// hands over.
+    NudgeAtGrant,
+    /// As [`Mutant::NoSettleBarge`]; but `grant_slow` nudges the oldest before it
+    /// hands over.
+    NudgeAtGrantOnly,
+    /// Throughput: whoever barges hands over to the oldest, which may still watch
+    /// the owner before it.
+    NoNudgeBeforeYield,
+    /// `release_slow` nudges whom `head` names, without the guard, if it names
+    /// somebody.
+    HeadNudgedWithoutGuard,
 }
 
 /// Where a deliberate fault shows.
@@ -149,6 +167,7 @@ const NOTHING: Config = Config {
     reuses: 0,
     reuser: ONCE,
     panics: 0,
+    throughput: false,
     mutant: None,
 };
 /// Three threads, one death.
@@ -163,6 +182,8 @@ const TWO: Config = Config { programs: [TWICE, TWICE, 0, 0], reuses: 1, ..DEADLI
 const HEIRS: Config = Config { kills: 2, panics: 1, ..DEATH };
 /// Two locks, so that one death concerns two queues.
 const LOCKS: Config = Config { programs: [NESTED, OTHER, ONCE, 0], ..DEATH };
+/// Three threads, one death, and whoever comes may take the lock.
+const THROUGHPUT: Config = Config { throughput: true, ..DEATH };
 /// Two threads, no luck.
 const PAIR: Config = Config { programs: [ONCE, ONCE, 0, 0], ..NOTHING };
 /// And one of them cannot have a barrier.
@@ -218,4 +239,6 @@ pub(crate) const CAUGHT: &[Catch] = &[
     catch(Mutant::NextNotForgotten, HINT_TRUTH, DEATH),
     catch(Mutant::NextInFrontNotForgotten, HINT_TRUTH, DEADLINES),
     catch(Mutant::HintBeforeUnlink, HINT_TRUTH, DEATH),
+    catch(Mutant::NoNudgeBeforeYield, NO_STUCK_WAITER, THROUGHPUT),
+    catch(Mutant::NoNudgeOfBarge, NO_STUCK_WAITER, THROUGHPUT),
 ];

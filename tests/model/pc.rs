@@ -22,6 +22,10 @@ pub(crate) enum Job {
     Grant,
     /// `grant_slow`, from then on: unlink that one, and tell it.
     Serve,
+    /// `settle_barge`, the oldest has waited too long: as [`Job::Grant`].
+    Yield,
+    /// As [`Job::Serve`]; and then I queue.
+    YieldServe,
     /// `release_slow`, under the guard.
     Release,
     /// `release_slow`, after the guard.
@@ -57,6 +61,7 @@ macro_rules! program_counter {
 program_counter! {
     LockLoadTail = "RawMutex::lock": "load tail",
     LockCasOwner = "RawMutex::lock": "CAS owner from free",
+    BargeCasOwner = "RawMutex::lock": "CAS owner from free, though somebody waits",
     LockReloadTail = "RawMutex::lock": "load tail again, owning",
 
     LookWhoFences = "look_who_fences": "load the header's fences",
@@ -156,8 +161,10 @@ impl Pc {
         let target = Registers { peer: true, round: true, ..working };
         // Whom the thread takes out, if it is not itself.
         let unlinking = match job {
-            Job::Grant | Job::Release => Registers { peer: true, ..working },
-            Job::Serve => Registers { id: true, ..target },
+            Job::Barge | Job::Grant | Job::Yield | Job::Release => {
+                Registers { peer: true, ..working }
+            }
+            Job::Serve | Job::YieldServe => Registers { id: true, ..target },
             _ => working,
         };
         match self {
@@ -180,7 +187,9 @@ impl Pc {
             | Pc::ParkLoadLife => Registers { peer: true, seen: true, ..none },
             Pc::GuardRelay | Pc::GuardSteal => Registers { word: true, ..working },
             Pc::UnlinkWalk => unlinking,
-            Pc::UnlinkHint if !matches!(job, Job::Serve | Job::Leave | Job::Splice) => {
+            Pc::UnlinkHint
+                if !matches!(job, Job::Serve | Job::YieldServe | Job::Leave | Job::Splice) =>
+            {
                 Registers { behind: true, ..target }
             }
             Pc::UnlinkForget
@@ -191,10 +200,17 @@ impl Pc {
             | Pc::SpliceOwn
             | Pc::SpliceStore
             | Pc::GrantUnlink => Registers { behind: true, ..unlinking },
+            Pc::NudgeState | Pc::NudgeWake if matches!(job, Job::Yield | Job::Grant) => {
+                Registers { id: true, ..target }
+            }
             Pc::NudgeState | Pc::GrantState => target,
             Pc::NudgeWake | Pc::GrantWake => Registers { peer: true, ..working },
             Pc::GrantOwner => Registers { id: true, ..target },
-            Pc::GuardDrop if matches!(job, Job::Grant | Job::Serve | Job::Release) => target,
+            Pc::GuardDrop
+                if matches!(job, Job::Grant | Job::Serve | Job::YieldServe | Job::Release) =>
+            {
+                target
+            }
             Pc::PublishRow
             | Pc::ClearRow
             | Pc::GuardTake

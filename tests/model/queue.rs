@@ -38,7 +38,7 @@ enum Hint {
 impl Stepper<'_> {
     /// Can nobody see an edit half done any more?
     fn at_once(&self) -> bool {
-        self.s.kills == 0
+        self.s.kills == 0 && !self.is(Mutant::HeadNudgedWithoutGuard)
     }
 
     /// `oldest()`, and what it is wanted for.
@@ -60,7 +60,11 @@ impl Stepper<'_> {
             _ => self.is(Mutant::DeadHeadNudged),
         };
         let dead = head != 0 && self.died(head) && !keeps;
-        if dead && matches!(job, Job::Grant | Job::Release) {
+        let throughput = self.model.config.throughput;
+        if dead
+            && (matches!(job, Job::Grant | Job::Yield | Job::Release)
+                || job == Job::Barge && throughput)
+        {
             self.thread().peer = head;
             return self.unlink(job);
         }
@@ -68,7 +72,12 @@ impl Stepper<'_> {
         match (job, head) {
             (Job::Grant, 0) => self.go(Pc::GrantFree),
             (Job::Grant, _) if self.is(Mutant::UnlinkBeforeOwner) => self.unlink(Job::Serve),
+            (Job::Grant, _) if self.nudges_at_grant() => self.go(Pc::NudgeState),
             (Job::Grant, _) => self.go(Pc::GrantOwner),
+            (Job::Yield, 0) => self.keep(),
+            (Job::Yield, _) if self.is(Mutant::NoNudgeBeforeYield) => self.go(Pc::GrantOwner),
+            (Job::Yield, _) => self.go(Pc::NudgeState),
+            (Job::Barge, _) if throughput => self.keep(),
             (Job::Release, 0) => self.go(Pc::GuardDrop),
             (Job::Release, _)
                 if self.is(Mutant::ReleaseGrants) && self.header().owner.is_nobody() =>
@@ -78,6 +87,15 @@ impl Stepper<'_> {
             (Job::Release, _) | (_, 0) => self.go(Pc::GuardDrop),
             _ => self.go(Pc::NudgeState),
         }
+    }
+
+    /// Who barged keeps the lock.
+    fn keep(&mut self) {
+        self.acquired();
+        let nudges = self.registers().peer != 0
+            && !self.is(Mutant::NoNudgeOfBarge)
+            && !self.is(Mutant::NudgeAtGrant);
+        self.work(Job::Barge, if nudges { Pc::NudgeState } else { Pc::GuardDrop });
     }
 
     /// The walk that finds the head stores one more hint. What comes after the
@@ -141,7 +159,9 @@ impl Stepper<'_> {
     fn leaver(&self) -> u8 {
         match self.registers().job {
             Job::Splice => self.s.rows[self.i].prev,
-            Job::Grant | Job::Release | Job::Serve => self.registers().peer,
+            Job::Barge | Job::Grant | Job::Yield | Job::Release | Job::Serve | Job::YieldServe => {
+                self.registers().peer
+            }
             _ => self.index(),
         }
     }
@@ -307,7 +327,7 @@ impl Stepper<'_> {
         if job == Job::GiveUp {
             self.gave_up();
         }
-        if matches!(job, Job::GiveUp | Job::Attach | Job::Grant | Job::Release) {
+        if !matches!(job, Job::Leave | Job::Splice | Job::Serve | Job::YieldServe) {
             self.target(behind);
         }
     }
@@ -330,10 +350,11 @@ impl Stepper<'_> {
             Job::Attach if nudges && !self.is(Mutant::AttachWithoutNudge) => {
                 self.go(Pc::NudgeState);
             }
+            Job::Grant if self.nudges_at_grant() => self.go(Pc::FindHead),
             Job::Grant | Job::Release if nudges && !self.is(Mutant::NoNudgeBehindDeadHead) => {
                 self.go(Pc::NudgeState);
             }
-            Job::Grant | Job::Release => self.go(Pc::FindHead),
+            Job::Barge | Job::Grant | Job::Yield | Job::Release => self.go(Pc::FindHead),
             Job::Serve if self.is(Mutant::UnlinkBeforeOwner) => self.go(Pc::GrantOwner),
             _ => self.go(Pc::GuardDrop),
         }
@@ -347,7 +368,7 @@ fn unlinking(job: Job) -> Pc {
         Job::Leave => Pc::UnlinkSelf,
         Job::GiveUp => Pc::GiveUpUnlink,
         Job::Attach => Pc::AttachUnlink,
-        Job::Serve => Pc::GrantUnlink,
+        Job::Serve | Job::YieldServe => Pc::GrantUnlink,
         _ => Pc::SpliceStore,
     }
 }

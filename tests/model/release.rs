@@ -57,6 +57,7 @@ impl Stepper<'_> {
         row.code = Code::Idle;
         match self.thread().job {
             Job::Attach => self.go(Pc::AttachRelayAgain),
+            Job::YieldServe => self.lock_slow(),
             _ => self.next_operation(),
         }
     }
@@ -87,7 +88,7 @@ impl Stepper<'_> {
             Job::Barge | Job::Grant | Job::Release => self.go(Pc::FindHead),
             job @ (Job::Splice | Job::Leave | Job::Attach) => self.unlink(job),
             Job::GiveUp => self.go(Pc::GiveUpLoadOwner),
-            Job::None | Job::Serve | Job::ReleaseHead => unreachable!("no use for the guard"),
+            _ => unreachable!("no use for the guard"),
         }
     }
 
@@ -98,7 +99,7 @@ impl Stepper<'_> {
         match job {
             Job::Splice => self.go(Pc::LookOwner),
             Job::Grant if nobody => self.go(Pc::UnlockReloadTail),
-            Job::Grant | Job::Serve => self.go(Pc::GrantState),
+            Job::Grant | Job::Serve | Job::YieldServe => self.go(Pc::GrantState),
             Job::Release if nobody || self.is(Mutant::NoNudgeInRelease) => self.go(Pc::ClearRow),
             Job::Release => self.work(Job::ReleaseHead, Pc::NudgeState),
             _ => self.go(Pc::ClearRow),
@@ -133,8 +134,10 @@ impl Stepper<'_> {
 
     /// What comes after a nudge.
     fn nudged(&mut self) {
-        match self.thread().job {
+        match self.registers().job {
+            Job::Grant if self.nudges_at_grant() => self.go(Pc::GrantOwner),
             Job::Grant | Job::Release => self.go(Pc::FindHead),
+            Job::Yield => self.go(Pc::GrantOwner),
             Job::ReleaseHead => self.go(Pc::ClearRow),
             _ => self.go(Pc::GuardDrop),
         }
@@ -165,7 +168,7 @@ impl Stepper<'_> {
             Pc::GrantWake => {
                 let index = self.thread().peer;
                 kernel::wake_state(&mut self.s, index);
-                self.work(Job::Grant, Pc::ClearRow);
+                self.go(Pc::ClearRow);
             }
             _ => unreachable!("not a step of unlock"),
         }
@@ -185,6 +188,20 @@ impl Stepper<'_> {
             0 => self.go(Pc::UnlockStoreOwner),
             _ => self.work(Job::Grant, Pc::PublishRow),
         }
+    }
+
+    /// The lock's policy decides the other way.
+    pub(crate) fn otherwise(mut self) -> State {
+        if self.registers().pc == Pc::FindHead {
+            self.thread().job = Job::Yield;
+            self.find_head();
+        } else {
+            self.leave_critical_section();
+            let bit = 1 << self.lock_number();
+            self.thread().hasty &= !bit;
+            self.go(Pc::UnlockStoreOwner);
+        }
+        self.s
     }
 
     fn unlock_stored(&mut self) {
@@ -241,6 +258,12 @@ impl Stepper<'_> {
     /// processor executes this load first.
     fn unlock_reload_tail(&mut self) {
         let published = self.s.rows[self.i].lock != 0;
+        let head = self.header().head;
+        if self.is(Mutant::HeadNudgedWithoutGuard) && self.header().tail != 0 && head != 0 {
+            // The load of `head`, just behind that of `tail`.
+            self.target(head);
+            return self.work(Job::ReleaseHead, Pc::NudgeState);
+        }
         match (self.lock().tail, published) {
             (0, false) => self.next_operation(),
             (0, true) => self.work(Job::Release, Pc::ClearRow),
@@ -269,7 +292,8 @@ impl Stepper<'_> {
         if self.is(Mutant::UnlinkBeforeOwner) || self.is(Mutant::GrantWithoutUnlink) {
             self.work(Job::Serve, Pc::GuardDrop);
         } else {
-            self.unlink(Job::Serve);
+            let yields = self.registers().job == Job::Yield;
+            self.unlink(if yields { Job::YieldServe } else { Job::Serve });
         }
     }
 

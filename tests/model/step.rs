@@ -96,6 +96,11 @@ impl<'m> Stepper<'m> {
         self.model.is(mutant)
     }
 
+    /// Does `grant_slow` nudge the oldest before it hands over?
+    pub(crate) fn nudges_at_grant(&self) -> bool {
+        self.is(Mutant::NudgeAtGrant) || self.is(Mutant::NudgeAtGrantOnly)
+    }
+
     /// Does the row's life word say that its thread died?
     pub(crate) fn died(&self, index: u8) -> bool {
         self.s.row(index).life == DIED
@@ -113,6 +118,9 @@ impl<'m> Stepper<'m> {
 
     /// Past the doorway: everybody alive who waits for this lock goes first.
     pub(crate) fn doorway(&mut self) {
+        if self.model.config.throughput {
+            return;
+        }
         let lock = self.thread().lock;
         let threads = self.s.threads.iter().enumerate();
         self.s.threads[self.i].ahead = threads

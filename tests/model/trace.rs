@@ -64,6 +64,10 @@ fn describe(s: &State, action: Action) -> (String, &'static str, String) {
             let (who, (function, _)) = thread(i);
             (who, function, "the poll's time is over".into())
         }
+        Action::Otherwise(i) => {
+            let (who, (function, step)) = thread(i);
+            (who, function, format!("{step}, and decides otherwise"))
+        }
         Action::Reuse(i) => {
             (format!("row {}", i + 1), "attach", "a new thread takes the row".into())
         }

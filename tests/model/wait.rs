@@ -12,8 +12,12 @@ impl Stepper<'_> {
     pub(crate) fn step_lock(&mut self, pc: Pc) {
         match pc {
             Pc::LockLoadTail => self.lock_load_tail(),
-            Pc::LockCasOwner => self.lock_cas_owner(),
-            Pc::LockReloadTail => match self.lock().tail {
+            Pc::LockCasOwner | Pc::BargeCasOwner => self.lock_cas_owner(),
+            Pc::LockReloadTail => match self.header().tail {
+                0 if self.model.config.throughput => {
+                    self.acquired();
+                    self.lock_done();
+                }
                 0 => self.lock_done(),
                 _ => {
                     if self.is(Mutant::SettledHastily) {
@@ -60,6 +64,8 @@ impl Stepper<'_> {
         if self.lock().tail == 0 || self.is(Mutant::BargePastQueue) {
             self.doorway();
             self.go(Pc::LockCasOwner);
+        } else if self.model.config.throughput && !self.is_try() {
+            self.go(Pc::BargeCasOwner);
         } else {
             self.lock_slow();
         }
@@ -68,12 +74,17 @@ impl Stepper<'_> {
     fn lock_cas_owner(&mut self) {
         if self.lock().owner.is_nobody() {
             let me = self.me();
-            self.own(if self.registers().fencing { me.as_fencing() } else { me }, false);
-            self.acquired();
-            if self.is(Mutant::NoSettleBarge) {
-                self.lock_done();
-            } else {
+            let fences = self.registers().fencing || self.registers().pc == Pc::BargeCasOwner;
+            self.own(if fences { me.as_fencing() } else { me }, false);
+            // Who barges may hand over yet, and has not acquired before.
+            let settles = !self.is(Mutant::NoSettleBarge) && !self.is(Mutant::NudgeAtGrantOnly);
+            if !self.model.config.throughput || !settles {
+                self.acquired();
+            }
+            if settles {
                 self.go(Pc::LockReloadTail);
+            } else {
+                self.lock_done();
             }
         } else {
             self.thread().ahead = 0;
@@ -83,7 +94,9 @@ impl Stepper<'_> {
 
     /// Acquired on the fast path: `Fast::Done`.
     fn lock_done(&mut self) {
-        self.mark_hasty();
+        if !self.header().owner.fences() {
+            self.mark_hasty();
+        }
         self.next_operation();
     }
 
@@ -93,7 +106,7 @@ impl Stepper<'_> {
     }
 
     /// The look at who fences is a step where somebody cannot.
-    fn lock_slow(&mut self) {
+    pub(crate) fn lock_slow(&mut self) {
         let all_fence = self.model.config.programs.iter().all(|&program| program != UNFENCED);
         self.go(if all_fence { Pc::PublishLock } else { Pc::LookWhoFences });
     }
