@@ -93,18 +93,18 @@ impl Stage {
         self.value.with_mut(|_| ());
     }
 
-    /// Unlocks, as the owner.
-    fn unlock(&self, me: &Attachment) {
+    /// Unlocks, as the owner; `hasty` as `RawMutex::unlock` has it.
+    fn unlock(&self, me: &Attachment, hasty: bool) {
         self.inside.set(None);
-        LOCK.unlock(me).expect("the owner unlocks");
+        LOCK.unlock(me, hasty).expect("the owner unlocks");
     }
 
-    /// Is inside once, if `acquired`.
-    fn visit(&self, me: &Attachment, acquired: Result<(), Failed>) {
+    /// Is inside once, if `acquired`, and how.
+    fn visit(&self, me: &Attachment, acquired: Result<bool, Failed>) {
         match acquired {
-            Ok(()) => {
+            Ok(hasty) => {
                 self.inside(me);
-                self.unlock(me);
+                self.unlock(me, hasty);
             }
             Err(Failed::TimedOut | Failed::Cancelled) => {}
             Err(failed) => panic!("{failed:?}"),
@@ -114,7 +114,7 @@ impl Stage {
     /// After the last thread: the lock still works, whatever became of the
     /// others, and is free afterwards.
     fn audit(&self, auditor: &Attachment) {
-        self.visit(auditor, LOCK.lock(auditor));
+        self.visit(auditor, LOCK.lock(auditor, Limits::default()));
         assert_eq!(LOCK.words().owner.latest(), 0, "the lock is not free");
         assert_eq!(LOCK.words().tail.latest(), 0, "somebody is queued");
         // A dead thread may still have the guard, for the next one to take over.
@@ -136,7 +136,7 @@ fn until(deadline: Option<Deadline>) -> Limits<'static> {
 
 /// Locks and unlocks.
 fn lock(stage: &Stage, me: &Attachment) {
-    stage.visit(me, LOCK.lock(me));
+    stage.visit(me, LOCK.lock(me, Limits::default()));
 }
 
 /// The same twice.
@@ -148,7 +148,13 @@ fn lock_twice(stage: &Stage, me: &Attachment) {
 /// Unlocks what it owns from the start.
 fn unlock(stage: &Stage, me: &Attachment) {
     stage.inside(me);
-    stage.unlock(me);
+    stage.unlock(me, true);
+}
+
+/// The same as one who came through the queue does.
+fn unlock_with_a_fence(stage: &Stage, me: &Attachment) {
+    stage.inside(me);
+    stage.unlock(me, false);
 }
 
 /// The same, and comes back.
@@ -159,18 +165,18 @@ fn unlock_and_lock(stage: &Stage, me: &Attachment) {
 
 /// Queues, and gives up at the first look.
 fn give_up(stage: &Stage, me: &Attachment) {
-    stage.visit(me, LOCK.lock_within(me, until(Some(Deadline::now()))));
+    stage.visit(me, LOCK.lock(me, until(Some(Deadline::now()))));
 }
 
 /// Queues, and gives up when it has gone to sleep.
 fn sleep_and_give_up(stage: &Stage, me: &Attachment) {
-    stage.visit(me, LOCK.lock_within(me, until(Deadline::after(Duration::from_millis(1)))));
+    stage.visit(me, LOCK.lock(me, until(Deadline::after(Duration::from_millis(1)))));
 }
 
 /// Locks and unlocks, unless cancelled.
 fn cancellable(stage: &Stage, me: &Attachment) {
     let Some(ticket) = TOKEN.ticket() else { return };
-    stage.visit(me, LOCK.lock_within(me, Limits { cancelled: Some(ticket), ..Limits::default() }));
+    stage.visit(me, LOCK.lock(me, Limits { cancelled: Some(ticket), ..Limits::default() }));
 }
 
 fn cancel(_: &Stage, _: &Attachment) {
@@ -215,7 +221,7 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
     LOCK.words().guard.touch();
     assert!(!TOKEN.is_cancelled());
     if play.owned {
-        LOCK.lock(&attachments[0]).expect("nobody else is there");
+        LOCK.lock(&attachments[0], Limits::default()).expect("nobody else is there");
     }
     choose(play.fault);
     let auditor = (auditor, Rc::new(attachments.pop().expect("the auditor")));
@@ -436,6 +442,10 @@ fn three_contend() {
 fn unlock_and_park() {
     Play::of(&[unlock, lock]).owned().bound(9).holds("unlock and park", 1200);
     Play::of(&[unlock, lock, lock]).owned().holds("unlock and two park", 4000);
+    Play::of(&[unlock_with_a_fence, lock])
+        .owned()
+        .bound(9)
+        .holds("unlock with a fence and park", 1200);
 }
 
 #[test]
@@ -528,7 +538,10 @@ fn a_killed_owner_and_a_killed_editor() {
 fn loom_sees() {
     let lost = "deadlock";
     let parks = Play::of(&[unlock, lock]).owned();
-    parks.broken(Fault::WeakUnlock).fails("unlock's store is not SeqCst", lost);
+    Play::of(&[unlock_with_a_fence, lock])
+        .owned()
+        .broken(Fault::WeakUnlock)
+        .fails("unlock's store is not SeqCst", lost);
     parks.broken(Fault::NoNudge).fails("a waiter found late is not nudged", lost);
     parks.broken(Fault::NoWake).fails("a hand-over does not wake", lost);
     parks.kills(&[1]).broken(Fault::NoDeathCheck).fails("a dead owner counts as alive", lost);

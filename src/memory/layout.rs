@@ -15,7 +15,8 @@
 //!    44   u32           rows used so far (the highest index; only grows)
 //!    48   u128          boot in which rows were last alive, as two u64
 //!    64   u32           1 once somebody joined who is refused `membarrier`
-//!    68   60 bytes      zero
+//!    68   u32           the row that a newcomer looked at last, a hint
+//!    72   56 bytes      zero
 //! 4096                  rows 0..=capacity, 64 bytes each; row 0 is not used
 //!                       (see `participant::table::Row`)
 //! value_offset          T, aligned to 64 or to its own alignment
@@ -91,7 +92,8 @@ pub(crate) struct Header {
     pub(crate) rows: AtomicU32,
     pub(crate) boot: [AtomicU64; 2],
     pub(crate) fences: AtomicU32,
-    reserved: [u32; 15],
+    pub(crate) next_row: AtomicU32,
+    reserved: [u32; 14],
 }
 
 const _: () = {
@@ -107,6 +109,7 @@ const _: () = {
     assert!(offset_of!(Header, capacity) == 40);
     assert!(offset_of!(Header, rows) == 44);
     assert!(offset_of!(Header, boot) == 48 && offset_of!(Header, fences) == 64);
+    assert!(offset_of!(Header, next_row) == 68);
     assert!(size_of::<Life>() == 16 && offset_of!(Life, word) == 8);
     assert!(WORD_BEFORE_NODE == 24);
     // A value's alignment holds in every mapping because mappings start at a

@@ -355,16 +355,33 @@ fn release_claim(mapping: &Mapping, index: u32) {
     }
 }
 
+/// How many used rows a newcomer looks at before it takes one that was never used,
+/// so that joining takes no longer where there are many. Of the rows that are used
+/// few are free, then, in the long run.
+const GLANCE: u32 = 16;
+
 /// Finds a row that nobody uses and claims it.
 fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
     let table = Table::new(mapping);
     let used = mapping.rows();
-    for index in 1..=used {
-        let life = mapping.life_word(index).load(Ordering::Acquire);
-        let differs = life == 0 || last_tid(table, index) != Some(tid);
-        if is_free(life) && differs && may_reuse(table, index, life) && try_claim(mapping, index)? {
-            return Ok(Claim { mapping, index });
+    // From where the last newcomer stopped. Relaxed: it is as good as any other.
+    let next = &mapping.header().next_row;
+    let start = if used > GLANCE { next.load(Ordering::Relaxed) % used } else { 0 };
+    let in_use = (0..used).map(|step| (start + step) % used + 1);
+    let claim_again = |rows: &mut dyn Iterator<Item = u32>| {
+        for index in rows {
+            next.store(index, Ordering::Relaxed);
+            let life = mapping.life_word(index).load(Ordering::Acquire);
+            let differs = life == 0 || last_tid(table, index) != Some(tid);
+            let free = is_free(life) && differs && may_reuse(table, index, life);
+            if free && try_claim(mapping, index)? {
+                return Ok(Some(Claim { mapping, index }));
+            }
         }
+        Ok::<_, AttachError>(None)
+    };
+    if let Some(claim) = claim_again(&mut in_use.clone().take(GLANCE as usize))? {
+        return Ok(claim);
     }
     for index in used + 1..=table.capacity() {
         if try_claim(mapping, index)? {
@@ -372,6 +389,9 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
             reserve_life_pages(mapping, used, index)?;
             return Ok(claim);
         }
+    }
+    if let Some(claim) = claim_again(&mut in_use.skip(GLANCE as usize))? {
+        return Ok(claim);
     }
     // Only now those whose last user had the same TID (the first process of a
     // container always has): a sleeper that missed the death sees the life word

@@ -9,6 +9,8 @@
 //!   somebody left asleep (explored in full with two locks, two deaths and one
 //!   re-use). With the first in place the last wakes nobody there: who begins
 //!   to watch the row in between is in the queue behind it, and nudged.
+//! * GRANTED written into whatever round: it is written under the guard, and who
+//!   was served needs that to begin another wait.
 //! * Faults that only spin, such as reading an owner as dead and never taking
 //!   the lock over: every state has a step, and none is stuck.
 //! * `Mutant::SettledHastily`: whoever queued while a thread acquired on the fast
@@ -72,8 +74,6 @@ pub(crate) enum Mutant {
     ReleaseGrants,
     /// `grant_slow` stores the row's current generation.
     GrantCurrentGeneration,
-    /// `grant_slow` writes GRANTED into whatever round it finds.
-    GrantIgnoresRound,
     /// `attach` leaves the dead waiter in the queue.
     AttachWithoutUnlink,
     /// `attach` unlinks the dead waiter and nudges nobody.
@@ -217,7 +217,6 @@ pub(crate) const CAUGHT: &[Catch] = &[
     catch(Mutant::NoSettleBarge, NO_STUCK_WAITER, DEATH),
     catch(Mutant::ReleaseGrants, NO_STUCK_WAITER, DEATH),
     catch(Mutant::GrantCurrentGeneration, FCFS, TWO),
-    catch(Mutant::GrantIgnoresRound, NO_STUCK_WAITER, TWO),
     catch(Mutant::AttachWithoutUnlink, CHAIN_TRUTH, TWO),
     catch(Mutant::AttachWithoutNudge, NO_STUCK_WAITER, TWO),
     slow(Mutant::AttachWithoutNudgeHead, NO_STUCK_WAITER, REUSE),

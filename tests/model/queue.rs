@@ -356,6 +356,7 @@ impl Stepper<'_> {
             }
             Job::Barge | Job::Grant | Job::Yield | Job::Release => self.go(Pc::FindHead),
             Job::Serve if self.is(Mutant::UnlinkBeforeOwner) => self.go(Pc::GrantOwner),
+            Job::Serve | Job::YieldServe => self.go(Pc::GrantState),
             _ => self.go(Pc::GuardDrop),
         }
     }

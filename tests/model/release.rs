@@ -99,7 +99,8 @@ impl Stepper<'_> {
         match job {
             Job::Splice => self.go(Pc::LookOwner),
             Job::Grant if nobody => self.go(Pc::UnlockReloadTail),
-            Job::Grant | Job::Serve | Job::YieldServe => self.go(Pc::GrantState),
+            Job::Serve | Job::YieldServe if nobody => self.go(Pc::ClearRow),
+            Job::Serve | Job::YieldServe => self.go(Pc::GrantWake),
             Job::Release if nobody || self.is(Mutant::NoNudgeInRelease) => self.go(Pc::ClearRow),
             Job::Release => self.work(Job::ReleaseHead, Pc::NudgeState),
             _ => self.go(Pc::ClearRow),
@@ -290,29 +291,28 @@ impl Stepper<'_> {
         lock.inherited &= keeps;
         lock.debt |= dead;
         if self.is(Mutant::UnlinkBeforeOwner) || self.is(Mutant::GrantWithoutUnlink) {
-            self.work(Job::Serve, Pc::GuardDrop);
+            self.work(Job::Serve, Pc::GrantState);
         } else {
             let yields = self.registers().job == Job::Yield;
             self.unlink(if yields { Job::YieldServe } else { Job::Serve });
         }
     }
 
-    /// GRANTED, in the round remembered; a CAS as in [`Self::nudge_state`].
+    /// GRANTED, in the round remembered; a CAS as in [`Self::nudge_state`]. Under
+    /// the guard still; the wake comes behind it, if one is due.
     fn grant_state(&mut self) {
         let (index, round) = (self.thread().peer, self.thread().peer_round);
         let only_parked = self.is(Mutant::WakeOnlyParked);
-        let any_round = self.is(Mutant::GrantIgnoresRound);
         let no_wake = self.is(Mutant::NoWakeAtGrant);
         let row = self.s.row_mut(index);
         let mut wakes = false;
-        if (row.round == round || any_round) && row.code != Code::Idle {
+        if row.round == round && row.code != Code::Idle {
             wakes = row.code == Code::Parked || row.code == Code::Nudged && !only_parked;
             row.code = Code::Granted;
         }
-        if wakes && !no_wake {
-            self.go(Pc::GrantWake);
-        } else {
-            self.go(Pc::ClearRow);
+        if !wakes || no_wake {
+            self.thread().peer = 0;
         }
+        self.go(Pc::GuardDrop);
     }
 }
