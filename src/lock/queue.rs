@@ -15,7 +15,7 @@
 
 use super::spin;
 use super::wait::{self, Watched};
-use super::word::{Code, Editor, LockWords, WaitState};
+use super::word::{Code, Editor, LockWords, Policy, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
@@ -120,6 +120,10 @@ impl<'a> QueueGuard<'a> {
             }
         };
         Ok(Self { words, me, free })
+    }
+
+    pub(super) fn policy(&self) -> Policy {
+        self.free.policy()
     }
 
     fn table(&self) -> Table<'a> {

@@ -158,18 +158,16 @@ impl RawMutex {
         if me.is_broken() {
             return Err(Corrupted("the thread met that in an earlier operation").into());
         }
-        if self.0.policy() == Policy::Throughput
-            && spin::spin(|| self.is_free())
-            && self.barge(me)?
-        {
+        let policy = self.0.policy();
+        if policy == Policy::Throughput && spin::spin(|| self.is_free()) && self.barge(me)? {
             return Ok(());
         }
         if self.is_owned_by_caller(me) {
             return Err(Failed::OwnedByCaller);
         }
         me.look_who_fences();
-        let waiting = self.enqueue(me)?;
-        let result = self.wait_turn(me, waiting, limits);
+        let waiting = self.enqueue(me, policy)?;
+        let result = self.wait_turn(me, waiting, policy, limits);
         if let Err(Failed::Corrupted(_)) = result {
             me.mark_broken();
         } else {
@@ -225,12 +223,12 @@ impl RawMutex {
     }
 
     /// The doorway: whoever is through it first is served first.
-    fn enqueue(&self, me: &Attachment) -> Result<WaitState, Corrupted> {
+    fn enqueue(&self, me: &Attachment, policy: Policy) -> Result<WaitState, Corrupted> {
         let row = me.row();
         let index = me.id().index();
         row.lock.store(self.0.name_in(me.mapping()), Relaxed);
         row.waiting_as.store(me.id().bits(), Relaxed);
-        if self.0.policy() == Policy::Throughput {
+        if policy == Policy::Throughput {
             row.since.store(clock::ticks(), Relaxed);
         }
         let waiting = WaitState::from_bits(row.state.load(Relaxed)).next_round();
@@ -249,7 +247,13 @@ impl RawMutex {
         }
     }
 
-    fn wait_turn(&self, me: &Attachment, waiting: WaitState, limits: Limits) -> Result<(), Failed> {
+    fn wait_turn(
+        &self,
+        me: &Attachment,
+        waiting: WaitState,
+        policy: Policy,
+        limits: Limits,
+    ) -> Result<(), Failed> {
         // Whether every owner that was there when this thread queued sees that.
         let mut seen = false;
         loop {
@@ -268,22 +272,10 @@ impl RawMutex {
             if limits.are_over() {
                 return self.give_up(me, Failed::TimedOut);
             }
-            let Row { state, prev, .. } = me.row();
-            let at_head = prev.load(SeqCst) == 0;
-            // A handler that runs while this thread is awake goes unnoticed.
-            let soon = queue::is_soon(me, spin::WINDOW);
-            spin::note_turn(soon);
-            if soon && !seen && !limits.interruptible {
-                let changed = || {
-                    state.load(SeqCst) != waiting.bits()
-                        || prev.load(SeqCst) == 0 && (!at_head || watched.lossy && self.is_free())
-                        || limits.is_cancelled()
-                        || limits.are_over()
-                };
-                if spin::stay_awake(at_head, changed) {
-                    wait::rearm(me.row(), waiting);
-                    continue;
-                }
+            watched.lossy = policy == Policy::Throughput;
+            if !seen && self.stays_awake(me, waiting, watched.lossy, limits) {
+                wait::rearm(me.row(), waiting);
+                continue;
             }
             if watched.hasty && !seen {
                 seen = wait::fence_owners(me);
@@ -303,6 +295,32 @@ impl RawMutex {
                 Err(corrupted) => return self.give_up(me, corrupted.into()),
             }
         }
+    }
+
+    /// Stays awake for a while if the turn comes soon. Whether there is something
+    /// to look at; else it is time to sleep.
+    fn stays_awake(
+        &self,
+        me: &Attachment,
+        waiting: WaitState,
+        barging: bool,
+        limits: Limits,
+    ) -> bool {
+        // A handler that runs while this thread is awake goes unnoticed.
+        if !spin::may_pay() || limits.interruptible {
+            return false;
+        }
+        let soon = queue::is_soon(me, spin::WINDOW);
+        spin::note_turn(soon);
+        let Row { state, prev, .. } = me.row();
+        let was_head = prev.load(SeqCst) == 0;
+        let changed = || {
+            state.load(SeqCst) != waiting.bits()
+                || prev.load(SeqCst) == 0 && (!was_head || barging && self.is_free())
+                || limits.is_cancelled()
+                || limits.are_over()
+        };
+        soon && spin::stay_awake(was_head, changed)
     }
 
     /// Looks at what a waiter's turn depends on.
@@ -339,8 +357,7 @@ impl RawMutex {
             Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
             Fate::Alive(life) if !active(Fault::Usurping) => {
                 let hasty = !owner.fences();
-                let lossy = self.0.policy() == Policy::Throughput;
-                Ok(Look::Watch(Watched { index: owner.index(), life, hasty, lossy }))
+                Ok(Look::Watch(Watched { index: owner.index(), life, hasty, lossy: false }))
             }
             Fate::Alive(_) | Fate::Dead => {
                 me.table().relay(owner.index());
@@ -529,7 +546,8 @@ impl RawMutex {
         guard: &QueueGuard,
         oldest: Oldest,
     ) -> Result<Option<u32>, Corrupted> {
-        if self.0.policy() == Policy::Throughput && !active(Fault::NoNudgeBeforeGrant) {
+        let barging = guard.policy() == Policy::Throughput;
+        if barging && !active(Fault::NoNudgeBeforeGrant) {
             wait::nudge(me, oldest.index)?;
         }
         self.0.owner.store(oldest.id.as_fencing().bits(), Release);

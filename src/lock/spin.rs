@@ -37,7 +37,7 @@ thread_local! {
 
 /// Whether anything could happen while a thread spins: not if there is one
 /// processor. Nor under loom, to which a spin is one look more at the same words.
-fn may_pay() -> bool {
+pub(super) fn may_pay() -> bool {
     !cfg!(loom) && process::has_several_cpus()
 }
 
