@@ -10,8 +10,8 @@
 //! 0, whenever an editor is killed: what an edit makes wrong it forgets before.
 //! A walk notes all that it passes, so each waiter is passed about once.
 //!
-//! Notes are read and written `Relaxed`: only by who holds the guard, and taking
-//! it, also over a dead editor, orders one editor's accesses behind the other's.
+//! Notes belong to who holds the guard: taking it, also over a dead editor, orders
+//! one editor's accesses behind the other's.
 
 use super::spin;
 use super::wait::{self, Watched};
@@ -148,9 +148,9 @@ impl<'a> QueueGuard<'a> {
             }
             let prev = self.row(index)?.prev.load(SeqCst);
             if prev == 0 {
-                self.words.head.store(index, Relaxed);
+                self.words.head.set(index as u16);
             } else {
-                self.row(prev)?.next.store(index, Relaxed);
+                self.row(prev)?.next.set(index as u16);
             }
             if prev == 0 || found(index, prev) {
                 return Ok(Some(index));
@@ -164,16 +164,16 @@ impl<'a> QueueGuard<'a> {
     /// leave, with `prev` in front of it. In this order: an editor that is
     /// killed may leave things unknown, but nothing wrong.
     fn forget(&self, index: u32, prev: u32) -> Result<(), Corrupted> {
-        if self.words.head.load(Relaxed) == index {
-            self.words.head.store(0, Relaxed);
+        if u32::from(self.words.head.get()) == index {
+            self.words.head.set(0);
         }
         let next = &self.row(index)?.next;
         // A store takes the line away from the waiter, who looks at it.
-        if next.load(Relaxed) != 0 {
-            next.store(0, Relaxed);
+        if next.get() != 0 {
+            next.set(0);
         }
         if prev != 0 {
-            self.row(prev)?.next.store(0, Relaxed);
+            self.row(prev)?.next.set(0);
         }
         Ok(())
     }
@@ -184,7 +184,7 @@ impl<'a> QueueGuard<'a> {
         self.forget(index, prev)?;
         self.row(successor)?.prev.store(prev, SeqCst);
         let behind = if prev == 0 { &self.words.head } else { &self.row(prev)?.next };
-        behind.store(successor, Relaxed);
+        behind.set(successor as u16);
         Ok(())
     }
 
@@ -194,9 +194,9 @@ impl<'a> QueueGuard<'a> {
             let tail = self.words.tail.load(SeqCst);
             return Ok((tail != 0).then_some(tail));
         }
-        match self.words.head.load(Relaxed) {
+        match self.words.head.get() {
             0 => self.walk(|_, _| false),
-            known => Ok(Some(known)),
+            known => Ok(Some(known.into())),
         }
     }
 
@@ -232,10 +232,10 @@ impl<'a> QueueGuard<'a> {
     pub(super) fn nth(&self, others: u32) -> Result<Option<u32>, Corrupted> {
         let Some(mut index) = self.head()? else { return Ok(None) };
         for _ in 0..others {
-            let mut next = self.row(index)?.next.load(Relaxed);
+            let mut next = self.row(index)?.next.get().into();
             if next == 0 && index != self.words.tail.load(SeqCst) {
                 self.walk(|_, in_front| in_front == index)?;
-                next = self.row(index)?.next.load(Relaxed);
+                next = self.row(index)?.next.get().into();
             }
             if next == 0 {
                 return Ok(None);
@@ -255,7 +255,7 @@ impl<'a> QueueGuard<'a> {
     pub(super) fn unlink(&self, index: u32) -> Result<Unlinked, Corrupted> {
         let row = self.row(index)?;
         let prev = row.prev.load(SeqCst);
-        let mut successor = row.next.load(Relaxed);
+        let mut successor = u32::from(row.next.get());
         if successor == 0 {
             if self.words.tail.load(SeqCst) == index {
                 self.forget(index, prev)?;
@@ -263,7 +263,7 @@ impl<'a> QueueGuard<'a> {
                     return Ok(Unlinked::Last);
                 }
             }
-            let head = self.words.head.load(Relaxed);
+            let head = u32::from(self.words.head.get());
             if prev == 0 && head != 0 && head != index {
                 return Ok(Unlinked::NotThere);
             }
@@ -324,7 +324,7 @@ pub(super) fn is_soon(me: &Attachment, n: u32) -> bool {
 /// Whether the head sleeps, and has waited for too long, as far as a look without
 /// the guard can tell.
 pub(super) fn head_oversleeps(words: &LockWords, table: Table) -> bool {
-    table.row(words.head.load(SeqCst)).is_some_and(|row| {
+    table.row(words.head.peek().into()).is_some_and(|row| {
         let state = WaitState::from_bits(row.state.load(SeqCst));
         state.code() == Some(Code::Parked) && too_long(row.since.load(SeqCst))
     })
@@ -333,12 +333,12 @@ pub(super) fn head_oversleeps(words: &LockWords, table: Table) -> bool {
 /// Whether it is certain, without the guard, that no waiter has waited for too
 /// long. Nobody but the caller, who owns the lock, can serve one meanwhile.
 pub(super) fn all_are_patient(words: &LockWords, table: Table) -> bool {
-    let head = words.head.load(SeqCst);
+    let head = u32::from(words.head.peek());
     let Some(row) = table.row(head) else { return false };
     let patient = !too_long(row.since.load(SeqCst));
     // It is the head still, and so was the oldest when its time was looked at,
     // which is that of this wait, or of an earlier one.
-    patient && words.head.load(SeqCst) == head
+    patient && u32::from(words.head.peek()) == head
 }
 
 /// Whether a living thread waits, as far as a look without the guard can tell:

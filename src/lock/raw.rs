@@ -492,12 +492,12 @@ impl RawMutex {
             return self.grant_slow(me);
         }
         self.0.owner.store(0, SeqCst);
-        match self.0.head.load(SeqCst) {
+        match self.0.head.peek() {
             // Who it is is not known.
             0 => self.release_slow(me),
             // If it is not the head any more, somebody else became that when the
             // lock was free already, and looks.
-            head => wait::nudge_unless_nudged(me, head),
+            head => wait::nudge_unless_nudged(me, head.into()),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
 use crate::memory::map::Mapping;
 use crate::participant::id::Id;
 use crate::participant::table::Link;
-use crate::sys::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sys::atomic::{AtomicU32, AtomicU64, Note, Ordering};
 use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
 
@@ -22,7 +22,7 @@ use zerocopy::FromBytes;
 pub(crate) struct LockWords {
     pub(crate) owner: AtomicU64,
     pub(crate) tail: Link,
-    pub(crate) head: Link,
+    pub(crate) head: Note,
     pub(crate) guard: AtomicU32,
 }
 
@@ -37,7 +37,7 @@ impl LockWords {
     /// An unlocked lock.
     pub(crate) const fn new(policy: Policy) -> Self {
         let (owner, guard) = (AtomicU64::new(0), AtomicU32::new(policy.bits()));
-        Self { owner, tail: Link::new(), head: Link::new(), guard }
+        Self { owner, tail: Link::new(), head: Note::new(), guard }
     }
 
     /// What a row's `lock` field calls this lock.

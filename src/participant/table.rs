@@ -4,7 +4,7 @@
 use super::id::Id;
 use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
 use crate::memory::map::Mapping;
-use crate::sys::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+use crate::sys::atomic::{AtomicU16, AtomicU32, AtomicU64, Note, Ordering, fence};
 use crate::sys::counter::Counter;
 use zerocopy::FromBytes;
 
@@ -28,7 +28,7 @@ pub(crate) struct Row {
     pub(crate) lock: AtomicU64,
     pub(crate) waiting_as: AtomicU64,
     pub(crate) prev: Link,
-    pub(crate) next: Link,
+    pub(crate) next: Note,
     pub(crate) state: AtomicU32,
     pub(crate) since: AtomicU32,
     reserved: u32,

@@ -84,6 +84,36 @@ atomics! {
     AtomicI32(i32);
 }
 
+/// A 16-bit number that belongs to whoever holds some guard, which orders the
+/// accesses. Anybody may peek.
+#[derive(FromBytes, Debug)]
+#[repr(transparent)]
+pub(crate) struct Note(AtomicU16);
+
+impl Note {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU16::new(0))
+    }
+
+    /// With the guard held. (Relaxed, as in `set`: see above.)
+    #[inline(always)]
+    pub(crate) fn get(&self) -> u16 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// With the guard held.
+    #[inline(always)]
+    pub(crate) fn set(&self, value: u16) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// Without the guard: it may change at any moment.
+    #[inline(always)]
+    pub(crate) fn peek(&self) -> u16 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 impl AtomicU32 {
     /// The word as the kernel's interfaces take it.
     pub(super) fn word(&self) -> &atomic::AtomicU32 {

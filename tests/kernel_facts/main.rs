@@ -19,6 +19,7 @@
 )]
 
 mod futex_call;
+mod membarrier;
 mod memory;
 mod ofd_lock;
 mod robust_list;
@@ -26,6 +27,7 @@ mod support;
 
 use libtest_mimic::{Arguments, Trial};
 
+use membarrier::membarrier_missing;
 use support::{robust_list_missing, skip};
 
 fn main() {
@@ -81,6 +83,10 @@ fn main() {
         shared_keys_are_file_and_offset
         word_beyond_the_end_of_file_faults
         shared_flag_works_on_private_memory
+    }
+    trials! { membarrier unless membarrier_missing:
+        takes_no_privilege
+        fences_other_processes
     }
     trials! { memory:
         fallocate_reserves_memory

@@ -21,6 +21,7 @@
 //! (`lock::loom_tests` holds it to both). Fences would do too, but loom's order
 //! more than real ones: a fence there acquires all that earlier ones released.
 #![allow(clippy::disallowed_types, reason = "the real ones' sizes")]
+#![allow(unsafe_code)]
 
 use super::{machine, step};
 use core::cell::RefCell;
@@ -168,6 +169,58 @@ atomics! {
     AtomicU64(u64), WORDS_U64;
     /// A descriptor number.
     AtomicI32(i32), WORDS_I32;
+}
+
+thread_local! {
+    static NOTES: RefCell<Words<loom::cell::UnsafeCell<u16>>> =
+        RefCell::new(Words { execution: 0, atomics: HashMap::new() });
+}
+
+/// A number that belongs to whoever holds some guard. loom does not try what else
+/// a load could return: it checks that no two accesses race, so that there is
+/// nothing else. Each is a step all the same, at which its thread may die.
+#[derive(FromBytes, Debug)]
+#[repr(transparent)]
+pub(crate) struct Note(u16);
+
+impl Note {
+    pub(crate) const fn new() -> Self {
+        Self(0)
+    }
+
+    fn cell(&self) -> Rc<loom::cell::UnsafeCell<u16>> {
+        let execution = machine(|machine| machine.execution);
+        NOTES.with_borrow_mut(|notes| {
+            if notes.execution != execution {
+                notes.execution = execution;
+                notes.atomics.clear();
+            }
+            let cell = || Rc::new(loom::cell::UnsafeCell::new(self.0));
+            Rc::clone(notes.atomics.entry(ptr::from_ref(self).addr()).or_insert_with(cell))
+        })
+    }
+
+    /// Makes the note known to loom.
+    pub(crate) fn touch(&self) {
+        self.cell();
+    }
+
+    pub(crate) fn get(&self) -> u16 {
+        // SAFETY: loom would have ended the execution if somebody wrote.
+        if step() { self.cell().with(|value| unsafe { *value }) } else { 0 }
+    }
+
+    pub(crate) fn set(&self, value: u16) {
+        if step() {
+            // SAFETY: loom would have ended the execution if somebody looked.
+            self.cell().with_mut(|place| unsafe { *place = value });
+        }
+    }
+
+    /// Nothing is known without the guard.
+    pub(crate) fn peek(&self) -> u16 {
+        0
+    }
 }
 
 /// What the kernel knows by address.
