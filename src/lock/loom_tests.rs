@@ -44,6 +44,8 @@ struct Play {
     parts: &'static [Part],
     /// Thread 1 owns the lock when the threads start.
     owned: bool,
+    /// Whether everybody releases with a fence.
+    fenced: bool,
     /// How many preemptions loom tries.
     bound: usize,
     /// Which threads are killed: none, one or two.
@@ -151,7 +153,7 @@ fn unlock(stage: &Stage, me: &Attachment) {
     stage.unlock(me, true);
 }
 
-/// The same as one who came through the queue does.
+/// The same where nobody may do so without a fence.
 fn unlock_with_a_fence(stage: &Stage, me: &Attachment) {
     stage.inside(me);
     stage.unlock(me, false);
@@ -220,6 +222,9 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
     LOCK.words().head.touch();
     LOCK.words().guard.touch();
     assert!(!TOKEN.is_cancelled());
+    if play.fenced {
+        attachments[0].demand_fences();
+    }
     if play.owned {
         LOCK.lock(&attachments[0], Limits::default()).expect("nobody else is there");
     }
@@ -288,7 +293,12 @@ static EXTRA_BOUND: LazyLock<usize> = LazyLock::new(|| {
 
 impl Play {
     const fn of(parts: &'static [Part]) -> Self {
-        Self { parts, owned: false, bound: 3, victims: &[], fault: None }
+        Self { parts, owned: false, fenced: false, bound: 3, victims: &[], fault: None }
+    }
+
+    /// Somebody has joined who is refused the fence for all.
+    const fn fenced(self) -> Self {
+        Self { fenced: true, ..self }
     }
 
     /// Thread 1 owns the lock already.
@@ -429,83 +439,84 @@ fn uncontended() {
 
 #[test]
 fn two_contend() {
-    Play::of(&[lock_twice, lock_twice]).holds("two contend, twice each", 480);
+    Play::of(&[lock_twice, lock_twice]).holds("two contend, twice each", 7000);
 }
 
 #[test]
 fn three_contend() {
-    Play::of(&[lock, lock, lock]).holds("three contend", 4000);
-    Play::of(&[unlock_and_lock, lock, lock]).owned().holds("an owner comes back", 16_000);
+    Play::of(&[lock, lock, lock]).holds("three contend", 50000);
+    Play::of(&[unlock_and_lock, lock, lock]).owned().bound(2).holds("an owner comes back", 60000);
 }
 
 #[test]
 fn unlock_and_park() {
-    Play::of(&[unlock, lock]).owned().bound(9).holds("unlock and park", 1200);
-    Play::of(&[unlock, lock, lock]).owned().holds("unlock and two park", 4000);
+    Play::of(&[unlock, lock]).owned().bound(9).holds("unlock and park", 4800);
+    Play::of(&[unlock, lock, lock]).owned().bound(2).holds("unlock and two park", 9000);
     Play::of(&[unlock_with_a_fence, lock])
         .owned()
+        .fenced()
         .bound(9)
-        .holds("unlock with a fence and park", 1200);
+        .holds("unlock with a fence and park", 4500);
 }
 
 #[test]
 fn hand_over_and_giving_up() {
-    Play::of(&[unlock, give_up]).owned().holds("hand-over and giving up", 60);
-    Play::of(&[unlock, sleep_and_give_up]).owned().holds("hand-over and waking up late", 130);
-    Play::of(&[unlock, give_up, lock]).owned().holds("hand-over, giving up, and another", 5000);
+    Play::of(&[unlock, give_up]).owned().holds("hand-over and giving up", 160);
+    Play::of(&[unlock, sleep_and_give_up]).owned().holds("hand-over and waking up late", 500);
+    Play::of(&[unlock, give_up, lock]).owned().holds("hand-over, giving up, and another", 20000);
     Play::of(&[unlock, sleep_and_give_up, lock])
         .owned()
-        .holds("hand-over, waking up late, and another", 8000);
+        .holds("hand-over, waking up late, and another", 40000);
 }
 
 #[test]
 fn trying() {
-    Play::of(&[lock, try_lock]).holds("lock and try_lock", 45);
-    Play::of(&[try_lock, try_lock]).holds("two try_locks", 20);
-    Play::of(&[unlock, lock, try_lock]).owned().holds("unlock, lock and try_lock", 1200);
+    Play::of(&[lock, try_lock]).holds("lock and try_lock", 140);
+    Play::of(&[try_lock, try_lock]).holds("two try_locks", 30);
+    Play::of(&[unlock, lock, try_lock]).owned().holds("unlock, lock and try_lock", 5000);
 }
 
 #[test]
 fn cancelling() {
-    Play::of(&[unlock_last, cancellable, cancel]).owned().holds("cancelling a wait", 450);
-    Play::of(&[unlock, cancellable, cancel]).owned().holds("hand-over and cancelling", 2000);
+    Play::of(&[unlock_last, cancellable, cancel]).owned().holds("cancelling a wait", 1000);
+    Play::of(&[unlock, cancellable, cancel]).owned().holds("hand-over and cancelling", 5000);
     Play::of(&[unlock_last, cancellable, cancel])
         .owned()
-        .bound(2)
         .kills(&[2])
-        .holds("a waiter that is cancelled is killed", 5000);
+        .bound(2)
+        .holds("a waiter that is cancelled is killed", 10000);
 }
 
 #[test]
 fn a_killed_owner() {
-    Play::of(&[lock, lock]).kills(&[1]).holds("a locker is killed, one waits", 3500);
-    Play::of(&[unlock, lock]).owned().kills(&[1]).holds("an owner is killed, one waits", 2000);
+    Play::of(&[lock, lock]).kills(&[1]).holds("a locker is killed, one waits", 11000);
+    Play::of(&[unlock, lock]).owned().kills(&[1]).holds("an owner is killed, one waits", 8000);
     Play::of(&[unlock, lock, lock])
         .owned()
-        .bound(2)
         .kills(&[1])
-        .holds("an owner is killed, two wait", 22_000);
+        .bound(1)
+        .holds("an owner is killed, two wait", 22000);
     Play::of(&[unlock, give_up, lock])
         .owned()
-        .bound(2)
         .kills(&[1])
-        .holds("an owner is killed, one waits and one gives up", 30_000);
+        .bound(1)
+        .holds("an owner is killed, one waits and one gives up", 13000);
     Play::of(&[unlock, try_lock]).owned().kills(&[1]).holds("an owner is killed, one tries", 160);
 }
 
 #[test]
 fn a_killed_waiter() {
-    Play::of(&[unlock, lock]).owned().kills(&[2]).holds("a waiter is killed", 2000);
+    Play::of(&[unlock, lock]).owned().kills(&[2]).holds("a waiter is killed", 7500);
     Play::of(&[unlock, lock, lock])
         .owned()
-        .bound(2)
         .kills(&[2])
-        .holds("one of two waiters is killed", 34_000);
+        .bound(1)
+        .holds("one of two waiters is killed", 33000);
     Play::of(&[unlock, give_up, lock])
         .owned()
-        .bound(2)
         .kills(&[2])
-        .holds("a waiter that gives up is killed", 33_000);
+        .bound(1)
+        .holds("a waiter that gives up is killed", 22000);
 }
 
 /// The second one may be whom the kernel told of the first death.
@@ -513,14 +524,14 @@ fn a_killed_waiter() {
 fn a_killed_owner_and_a_killed_waiter() {
     Play::of(&[unlock, lock])
         .owned()
-        .bound(2)
         .kills(&[1, 2])
-        .holds("an owner and the waiter are killed", 33_000);
+        .bound(2)
+        .holds("an owner and the waiter are killed", 120000);
     Play::of(&[unlock, lock, lock])
         .owned()
-        .bound(1)
         .kills(&[1, 2])
-        .holds("an owner and one of two waiters are killed", 160_000);
+        .bound(0)
+        .holds("an owner and one of two waiters are killed", 1300);
 }
 
 /// Both may be at the queue's guard, and the third one behind them.
@@ -528,9 +539,9 @@ fn a_killed_owner_and_a_killed_waiter() {
 fn a_killed_owner_and_a_killed_editor() {
     Play::of(&[unlock, give_up, lock])
         .owned()
-        .bound(1)
         .kills(&[1, 2])
-        .holds("an owner and one who gives up are killed, one waits", 160_000);
+        .bound(0)
+        .holds("an owner and one who gives up are killed, one waits", 1400);
 }
 
 /// The tests can see: each of these breaks the lock on purpose.
@@ -540,6 +551,7 @@ fn loom_sees() {
     let parks = Play::of(&[unlock, lock]).owned();
     Play::of(&[unlock_with_a_fence, lock])
         .owned()
+        .fenced()
         .broken(Fault::WeakUnlock)
         .fails("unlock's store is not SeqCst", lost);
     parks.broken(Fault::NoNudge).fails("a waiter found late is not nudged", lost);

@@ -335,13 +335,12 @@ impl RawMutex {
             return Ok(Look::Mine);
         }
         match me.row().prev.load(SeqCst) {
-            0 => self.look_as_head(me),
+            0 => self.look_as_head(me, owner),
             predecessor => self.look_behind(me, predecessor),
         }
     }
 
-    fn look_as_head(&self, me: &Attachment) -> Result<Look, Corrupted> {
-        let owner = Id::from_bits(self.0.owner.load(SeqCst));
+    fn look_as_head(&self, me: &Attachment, owner: Id) -> Result<Look, Corrupted> {
         let take = |heir: Id| {
             let (old, new) = (owner.bits(), heir.bits());
             self.0.owner.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
@@ -349,9 +348,6 @@ impl RawMutex {
         if owner.bits() == 0 {
             let taken = take(me.id().as_fencing());
             return Ok(if taken { Look::Mine } else { Look::Again });
-        }
-        if owner.plain() == me.id() {
-            return Ok(Look::Mine);
         }
         match me.table().fate(owner) {
             Fate::NoSuchRow => Err(Corrupted("a lock's owner has no row")),
@@ -550,7 +546,7 @@ impl RawMutex {
         if barging && !active(Fault::NoNudgeBeforeGrant) {
             wait::nudge(me, oldest.index)?;
         }
-        self.0.owner.store(oldest.id.as_fencing().bits(), Release);
+        self.0.owner.store(oldest.id.as_fencing().bits(), SeqCst);
         if !active(Fault::NoUnlinkInGrant) {
             guard.unlink(oldest.index)?;
         }

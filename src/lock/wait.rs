@@ -187,9 +187,10 @@ pub(super) fn nudge(me: &Attachment, index: u32) -> Result<(), Corrupted> {
     if active(Fault::NoNudge) {
         return Ok(());
     }
+    // Also if it is nudged already: whoever reads this sees what there is to see.
     let (Ok(was) | Err(was)) = row.state.update(|bits| {
         let state = WaitState::from_bits(bits);
-        matches!(state.code(), Some(Code::Waiting | Code::Parked))
+        matches!(state.code(), Some(Code::Waiting | Code::Parked | Code::Nudged))
             .then_some(state.with(Code::Nudged).bits())
     });
     if may_sleep(was) {

@@ -5,7 +5,7 @@ use super::error::SegmentError;
 use super::layout::{Header, Layout, Life, MAX_ALIGN, MAX_CAPACITY, READY, Wanted};
 use super::registry;
 use crate::sys::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use crate::sys::{ofd_lock, process, robust_list, shm};
+use crate::sys::{membarrier, ofd_lock, process, robust_list, shm};
 use memmap2::MmapRaw;
 use std::fmt;
 use std::io;
@@ -51,6 +51,9 @@ impl fmt::Debug for Mapping {
 
 impl Mapping {
     fn new(memory: MmapRaw, layout: Layout, fd: Option<Arc<OwnedFd>>, path: Option<&Path>) -> Self {
+        // For those who will attach. Better now: it takes milliseconds once the process
+        // has several threads. Whether it is refused, they will find out.
+        membarrier::register();
         let words = layout.capacity as usize / 64 + 1;
         Self {
             memory,

@@ -37,6 +37,9 @@ impl Refusal {
     /// `prctl`, as a kernel that does not know what is asked for refuses it.
     pub(crate) const PRCTL: Self = Self { call: libc::SYS_prctl, error: libc::EINVAL };
 
+    /// `membarrier`.
+    pub(crate) const MEMBARRIER: Self = Self { call: libc::SYS_membarrier, error: libc::EPERM };
+
     /// Has the process that `command` starts be in this sandbox.
     pub(crate) fn impose(&self, command: &mut Command) {
         command.env(VARIABLE, format!("{} {}", self.call, self.error));
