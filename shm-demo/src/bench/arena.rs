@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 pub(crate) const MAX_MEMBERS: usize = 32;
 
 /// Which `Arena` this is: another number for every change of it.
-const SCHEMA: u64 = 4;
+const SCHEMA: u64 = 5;
 
 /// More rows than members: for those that measure.
 const SPARE_ROWS: u32 = 8;
@@ -46,6 +46,8 @@ pub(crate) struct Arena {
     /// What is passed on without a lock, or a count of who has come.
     pub(crate) token: Apart<AtomicU32>,
     phase: Apart<AtomicU32>,
+    /// When the lock was released last, on the clock that all processes share.
+    pub(crate) released: Apart<AtomicU64>,
     pub(crate) places: [Apart<Place>; MAX_MEMBERS],
 }
 
@@ -66,6 +68,8 @@ pub(crate) struct Place {
     pub(crate) bypasses: AtomicU64,
     /// Its longest wait, in nanoseconds.
     pub(crate) longest: AtomicU64,
+    /// From a release to its acquisition, in nanoseconds: the median, at the end.
+    pub(crate) one_way: AtomicU64,
     pid: AtomicU32,
     tid: AtomicU32,
 }

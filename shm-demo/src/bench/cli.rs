@@ -89,6 +89,9 @@ pub(crate) struct BenchMemberArgs {
     /// Look for bypasses, and measure the waits
     #[arg(long)]
     pub(crate) watch: bool,
+    /// Take the time from each release to the acquisition by another member
+    #[arg(long)]
+    pub(crate) timed: bool,
 }
 
 #[derive(Args)]

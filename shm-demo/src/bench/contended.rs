@@ -19,30 +19,32 @@ pub(super) fn window(stage: &Stage) -> Duration {
 pub(crate) fn handover(stage: &Stage) -> Result<Item> {
     let mut item = Item::new(
         "handover",
-        "Two processes on two CPUs, each of which locks and unlocks all the time: the time from \
-         one owner to the next. Beside it two processes that pass on a cache line without any lock.",
+        "Two processes on two CPUs, each of which locks and unlocks all the time. One way: from the \
+         release by one, after half a microsecond in which the other one has queued, to the \
+         acquisition by the other. Beside it two processes that pass on a cache line without any \
+         lock. The time from one owner to the next, and the counts, are of owners who release at \
+         once.",
     );
-    let cpus = stage.two_cpus()?;
-    let run = |player| {
-        hold(
-            stage,
-            &Setup {
-                player,
-                members: 2,
-                cpus: &cpus,
-                busy: 0,
-                window: window(stage),
-                watch: false,
-            },
-        )
+    let (cpus, window) = (stage.two_cpus()?, window(stage));
+    let run = |player, held, timed| {
+        let busy = stage.turns(held);
+        hold(stage, &Setup { player, members: 2, cpus: &cpus, busy, window, watch: false, timed })
     };
-    let rounds = stage.repeat(|| Ok((run(Player::Heirlock)?, run(Player::PingPong)?)))?;
-    let (ours, bare): (Vec<Sum>, Vec<Sum>) = rounds.into_iter().unzip();
-    let time = |sums: &[Sum]| each(sums, Sum::handover_ns);
-    let (ours_ns, bare_ns) = (time(&ours), time(&bare));
-    item.figure("one way (ns)", "two processes", Player::Heirlock.name(), &ours_ns);
-    item.figure("one way (ns)", "two processes", Player::PingPong.name(), &bare_ns);
-    item.ratio("", "heirlock / ping-pong", (&ours_ns, &bare_ns), Target::AtMost(3.0));
+    let rounds = stage.repeat(|| {
+        Ok([
+            run(Player::Heirlock, Duration::from_nanos(500), true)?,
+            run(Player::PingPong, Duration::ZERO, false)?,
+            run(Player::Heirlock, Duration::ZERO, false)?,
+        ])
+    })?;
+    let [timed, bare, ours] =
+        [0, 1, 2].map(|at| rounds.iter().map(|round| round[at]).collect::<Vec<Sum>>());
+    let (one_way, bare) = (each(&timed, |sum| sum.one_way_ns), each(&bare, Sum::handover_ns));
+    item.figure("one way (ns)", "two processes", Player::Heirlock.name(), &one_way);
+    item.figure("one way (ns)", "two processes", Player::PingPong.name(), &bare);
+    item.ratio("", "heirlock / ping-pong", (&one_way, &bare), Target::AtMost(3.0));
+    let whole = each(&ours, Sum::handover_ns);
+    item.figure("from owner to owner (ns)", "two processes", Player::Heirlock.name(), &whole);
     let counts = [
         ("wakes", each(&ours, |sum| sum.per_handover(sum.wakes)), Some(0.05)),
         ("parks", each(&ours, |sum| sum.per_handover(sum.parks)), Some(0.05)),
@@ -78,8 +80,9 @@ pub(crate) fn oversubscribed(stage: &Stage) -> Result<Item> {
     let window = window(stage);
     for (members, held) in cases(stage) {
         let (busy, cpus) = (stage.turns(held), &stage.cpus[..]);
-        let run =
-            |player| hold(stage, &Setup { player, members, cpus, busy, window, watch: false });
+        let run = |player| {
+            hold(stage, &Setup { player, members, cpus, busy, window, watch: false, timed: false })
+        };
         let one_cpu = Setup {
             player: Player::Switch,
             members: 2,
@@ -87,6 +90,7 @@ pub(crate) fn oversubscribed(stage: &Stage) -> Result<Item> {
             busy: 0,
             window: window / 2,
             watch: false,
+            timed: false,
         };
         let rounds = stage.repeat(|| {
             Ok([run(Player::Heirlock)?, run(Player::FairMutex)?, hold(stage, &one_cpu)?])

@@ -27,6 +27,8 @@ pub(crate) struct Setup<'a> {
     pub(crate) window: Duration,
     /// Whether the members look for bypasses and measure their waits.
     pub(crate) watch: bool,
+    /// Whether they take the time of each hand-over.
+    pub(crate) timed: bool,
 }
 
 /// What all members together did, from the begin to a moment or between two.
@@ -48,6 +50,9 @@ pub(crate) struct Sum {
     pub(crate) bypasses: f64,
     /// And the longest wait from the begin to the end.
     pub(crate) longest_ns: f64,
+    /// Of members that take the time: from a release to its acquisition, the mean of
+    /// the members' medians.
+    pub(crate) one_way_ns: f64,
 }
 
 impl Sum {
@@ -63,6 +68,7 @@ impl Sum {
             involuntary: self.involuntary - before.involuntary,
             bypasses: self.bypasses - before.bypasses,
             longest_ns: self.longest_ns,
+            one_way_ns: self.one_way_ns,
         }
     }
 
@@ -105,6 +111,7 @@ fn look(segment: &Segment<Arena>, members: usize, start: Instant) -> Sum {
         sum.acquisitions += place.0.acquisitions.load(Relaxed) as f64;
         sum.handovers += place.0.handovers.load(Relaxed) as f64;
         sum.bypasses += place.0.bypasses.load(Relaxed) as f64;
+        sum.one_way_ns += place.0.one_way.load(Relaxed) as f64 / members as f64;
         sum.longest_ns = sum.longest_ns.max(place.0.longest.load(Relaxed) as f64);
     }
     // What takes longer to read comes last.
@@ -154,6 +161,9 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
     if setup.watch {
         more.push("--watch".into());
     }
+    if setup.timed {
+        more.push("--timed".into());
+    }
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
     let mut crew = Crew::new("bench-member", &file.0, processes as u32, &more);
     for slot in 0..processes {
@@ -179,6 +189,7 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
     })?;
     let mut sum = after.since(before);
     // Also of those who waited to the end.
-    sum.longest_ns = look(&segment, members, start).longest_ns;
+    let end = look(&segment, members, start);
+    (sum.longest_ns, sum.one_way_ns) = (end.longest_ns, end.one_way_ns);
     Ok(sum)
 }

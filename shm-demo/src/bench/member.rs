@@ -75,6 +75,15 @@ fn all<'a>(
     Ok(())
 }
 
+/// Of how many hand-overs a member remembers the time at most.
+const MOST_SAMPLES: usize = 1 << 20;
+
+/// The median; 0 of none.
+fn median(samples: &mut [u64]) -> u64 {
+    samples.sort_unstable();
+    samples.get(samples.len() / 2).copied().unwrap_or(0)
+}
+
 struct Member<'a> {
     args: &'a BenchMemberArgs,
     segment: &'a Segment<Arena>,
@@ -103,6 +112,10 @@ impl Member<'_> {
             self.watch(lock, place);
             return Ok(());
         }
+        if self.args.timed {
+            self.time(lock, place);
+            return Ok(());
+        }
         let me = self.slot as u64 + 1;
         let (mut acquisitions, mut handovers) = (0, 0);
         while self.segment.phase() == Phase::Running {
@@ -115,6 +128,35 @@ impl Member<'_> {
             place.handovers.store(handovers, Relaxed);
         }
         Ok(())
+    }
+
+    /// The same, and takes the time from each release to the acquisition by another.
+    fn time(&self, lock: &impl Lock, place: &Place) {
+        let me = self.slot as u64 + 1;
+        let released = &self.segment.released.0;
+        let mut samples = Vec::with_capacity(MOST_SAMPLES);
+        while self.segment.phase() == Phase::Running {
+            let sample = lock.locked(|last| {
+                let passed = arena::now().saturating_sub(released.load(Relaxed));
+                busy(self.args.busy);
+                released.store(arena::now(), Relaxed);
+                (std::mem::replace(last, me) != me).then_some(passed)
+            });
+            place.acquisitions.fetch_add(1, Relaxed);
+            if let Some(passed) = sample {
+                place.handovers.fetch_add(1, Relaxed);
+                if samples.len() < MOST_SAMPLES {
+                    samples.push(passed);
+                }
+            }
+        }
+        // Of the time taken, as much is the clock's as lies between two looks at it.
+        let mut clock = [0; 1001].map(|_: u64| {
+            let before = arena::now();
+            arena::now() - before
+        });
+        let one_way = median(&mut samples).saturating_sub(median(&mut clock));
+        place.one_way.store(one_way, Relaxed);
     }
 
     /// The same, and looks after those who wait.

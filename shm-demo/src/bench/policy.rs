@@ -21,8 +21,9 @@ pub(crate) fn measure(stage: &Stage) -> Result<Item> {
     );
     for (members, held) in cases(stage) {
         let (busy, cpus, window) = (stage.turns(held), &stage.cpus[..], window(stage));
-        let run =
-            |player, watch| hold(stage, &Setup { player, members, cpus, busy, window, watch });
+        let run = |player, watch| {
+            hold(stage, &Setup { player, members, cpus, busy, window, watch, timed: false })
+        };
         let rounds = stage.repeat(|| {
             let both = |player| Ok((run(player, false)?, run(player, true)?));
             PLAYERS.into_iter().map(both).collect::<Result<Vec<(Sum, Sum)>>>()
