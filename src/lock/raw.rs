@@ -12,7 +12,7 @@ use crate::participant::attach::{Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
 use crate::participant::table::Row;
-use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
+use crate::sys::atomic::Ordering::{self, Relaxed, Release, SeqCst};
 use crate::sys::clock;
 use crate::sys::fault::{Fault, active};
 use crate::sys::membarrier;
@@ -40,6 +40,12 @@ impl From<Corrupted> for Failed {
         Self::Corrupted(corrupted)
     }
 }
+
+/// The order of the store that hands a lock over. Release: the data. Not SeqCst, as
+/// there is no look behind it that must not come before it; and whoever looks after
+/// a later SeqCst store to `owner` sees that one, or what follows. loom would let
+/// it see this one still (see `sys/simulated/atomic.rs`).
+const HAND_OVER: Ordering = if cfg!(loom) { SeqCst } else { Release };
 
 /// How a fast path ended.
 pub(crate) enum Fast {
@@ -546,7 +552,7 @@ impl RawMutex {
         if barging && !active(Fault::NoNudgeBeforeGrant) {
             wait::nudge(me, oldest.index)?;
         }
-        self.0.owner.store(oldest.id.as_fencing().bits(), SeqCst);
+        self.0.owner.store(oldest.id.as_fencing().bits(), HAND_OVER);
         if !active(Fault::NoUnlinkInGrant) {
             guard.unlink(oldest.index)?;
         }

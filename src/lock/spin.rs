@@ -68,7 +68,8 @@ pub(super) fn stay_awake(at_once: bool, found: impl Fn() -> bool) -> bool {
 
 /// Spins until `found`, or for some microseconds.
 pub(super) fn spin(found: impl Fn() -> bool) -> bool {
-    may_pay() && look_for(SPIN, found, core::hint::spin_loop)
+    // Without a pause, which takes as long as a hand-over.
+    may_pay() && look_for(SPIN, found, || ())
 }
 
 /// Looks for `found` at least once, and for so many ticks.
