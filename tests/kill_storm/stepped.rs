@@ -278,12 +278,14 @@ fn dead_editor() {
     assert!(matches!(got, Got::Inherited { pid: dead, .. } if dead == pid), "{got:?}");
 }
 
-/// The lock was left free before the queue was edited: nobody inherits.
+/// The lock was left free before the queue was edited: nobody inherits. The waiter
+/// may have found that out by itself; but who gives up must edit.
 fn dead_editor_with_policy() {
     let scene = Scene::with_policy(Policy::Throughput);
     let Some((stepper, mut waiter)) = editor(&scene, "lock 0") else { return };
     stepper.kill(&scene);
     assert_eq!(waiter.got(), Got::Lock);
+    assert_eq!(scene.puppet().try_lock_for(0, Duration::from_millis(5)), Got::Nothing);
     assert_eq!(scene.editor(0), 0);
     assert_eq!(scene.segment.locks[0].policy(), Policy::Throughput);
 }

@@ -3,7 +3,9 @@
 
 use super::sandbox::Refusal;
 use super::{Process, TempPath, in_new_pid_namespace, until};
-use heirlock::{CancelToken, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment};
+use heirlock::{
+    CancelToken, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment,
+};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
