@@ -248,8 +248,12 @@ fn served_past_a_barger() {
     assert!(former.owns(&scene));
     let mut waiter = scene.sound_sleeper();
     scene.park(&mut waiter, "lock 0");
+    // Where it looks by itself every now and then it must not yet.
+    let keep_asleep = !cfg!(heirlock_faults);
+    if keep_asleep {
+        waiter.process.stop();
+    }
     former.until(&scene, "it releases", || scene.owner(0).is_none());
-    assert_eq!(scene.wait_state(&waiter), Some("parked"), "nobody has told it");
     std::thread::sleep(Duration::from_millis(2));
     barger.until(&scene, "it barges", || barger.owns(&scene));
     let served = Some(waiter.participant);
@@ -257,6 +261,9 @@ fn served_past_a_barger() {
     let queue = || heirlock::queue(&scene.segment.locks[0]);
     barger.until(&scene, "it takes the new owner out of the queue", || queue() == Some(vec![]));
     barger.kill(&scene);
+    if keep_asleep {
+        waiter.process.resume();
+    }
     assert_eq!(waiter.got(), Got::Lock);
 }
 

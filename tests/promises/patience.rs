@@ -25,7 +25,7 @@ const CAPACITY: usize = 8;
 const MILLISECOND: u64 = 1_000_000;
 
 /// How much there must have been to see.
-const FLOORS: [(&str, u64); 3] = [("checks", 2000), ("served late", 200), ("passed by early", 200)];
+const FLOORS: [(&str, u64); 3] = [("checks", 200), ("served late", 100), ("passed by early", 200)];
 
 #[derive(FromBytes)]
 #[repr(C)]
