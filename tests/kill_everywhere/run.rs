@@ -4,6 +4,7 @@ use crate::image::Image;
 use crate::scenario::{Op, SCENARIOS, Scenario, Wake, When, Who};
 use crate::trace::{Fail, How, Point, Res, Trace, Traced, wrong};
 use crate::world::{Seen, World};
+use heirlock::Policy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -160,7 +161,7 @@ impl Run {
     pub(crate) fn new(effort: Effort) -> Self {
         let broken = std::env::var_os("HEIRLOCK_FAULT").is_some();
         Self {
-            world: World::new(),
+            world: World::new(Policy::Fifo),
             slow: 0,
             failures: 0,
             effort,
@@ -220,7 +221,7 @@ impl Run {
     /// Starts afresh, with nobody who is stuck.
     fn rebuild(&mut self) {
         self.slow += self.world.slow;
-        self.world = World::new();
+        self.world = World::new(self.world.policy);
     }
 
     /// Does `run`; with what is left of a failed one no other one starts.
@@ -288,6 +289,10 @@ impl Run {
 
     fn scenario(&mut self, scenario: &Scenario) -> Tally {
         let mut tally = Tally::default();
+        if self.world.policy != scenario.policy {
+            self.slow += self.world.slow;
+            self.world = World::new(scenario.policy);
+        }
         let Some(recorded) = self.usual(scenario) else { return tally };
         let lefts = self.first_kills(&recorded, &mut tally);
         if self.effort == Effort::First {
@@ -340,7 +345,8 @@ impl Run {
                 let last = at == recorded.trace.last();
                 changes += usize::from(seen.victim_owns != owned);
                 owned = seen.victim_owns;
-                if changes > 1 || last && owned != recorded.scenario.owns.1 {
+                if changes > recorded.scenario.changes || last && owned != recorded.scenario.owns.1
+                {
                     return wrong(format!("the victim owns the lock: {owned}"));
                 }
                 lefts.entry(seen.image).or_insert(Left { at, waiting });
@@ -467,7 +473,7 @@ fn walk(
             recorded.note(world, victim);
             continue;
         }
-        if recorded.scenario.op == Op::Interruptible {
+        if recorded.scenario.sleeps_on(*leg) {
             victim.postpone()?;
         }
         victim.step()?;
@@ -575,7 +581,7 @@ fn advance(
         match leg.wake {
             Wake::Timeout if to > asleep => victim.expire()?,
             _ => {
-                if recorded.scenario.op == Op::Interruptible {
+                if recorded.scenario.sleeps_on(leg) {
                     victim.postpone()?;
                 }
                 victim.step()?;

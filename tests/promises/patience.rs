@@ -25,7 +25,7 @@ const CAPACITY: usize = 8;
 const MILLISECOND: u64 = 1_000_000;
 
 /// How much there must have been to see.
-const FLOORS: [(&str, u64); 3] = [("checks", 200), ("served late", 100), ("passed by early", 200)];
+const FLOORS: [(&str, u64); 3] = [("checks", 100), ("served late", 100), ("passed by early", 200)];
 
 #[derive(FromBytes)]
 #[repr(C)]
@@ -136,7 +136,7 @@ fn press(args: &[String]) {
     while arena.stop.load(SeqCst) == 0 {
         // Some come again at once, which gets them past the others.
         for _ in 0..rng.u32(1..12) {
-            visit(&arena, me, Duration::from_micros(rng.u64(..150)));
+            visit(&arena, me, Duration::from_micros(rng.u64(..300)));
         }
         if rng.u32(..4) == 0 {
             std::thread::sleep(Duration::from_micros(rng.u64(..500)));
