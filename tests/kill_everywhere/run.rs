@@ -219,9 +219,9 @@ impl Run {
     }
 
     /// Starts afresh, with nobody who is stuck.
-    fn rebuild(&mut self) {
+    fn rebuild(&mut self, policy: Policy) {
         self.slow += self.world.slow;
-        self.world = World::new(self.world.policy);
+        self.world = World::new(policy);
     }
 
     /// Does `run`; with what is left of a failed one no other one starts.
@@ -239,7 +239,7 @@ impl Run {
                 println!("the segment before the kill:\n{}", self.world.last);
                 println!("and now:\n{}", self.world.show());
             }
-            self.rebuild();
+            self.rebuild(self.world.policy);
         }
         done
     }
@@ -265,6 +265,9 @@ impl Run {
 
     /// What the operation consists of, as a rule; `None` if it fails.
     fn usual<'a>(&mut self, scenario: &'a Scenario) -> Option<Recorded<'a>> {
+        if self.world.policy != scenario.policy {
+            self.rebuild(scenario.policy);
+        }
         // The clock has its moods (a loop more, if its page is just being
         // updated): what counts is the shortest way, if it is a usual one.
         let mut recorded: Option<Recorded> = None;
@@ -289,10 +292,6 @@ impl Run {
 
     fn scenario(&mut self, scenario: &Scenario) -> Tally {
         let mut tally = Tally::default();
-        if self.world.policy != scenario.policy {
-            self.slow += self.world.slow;
-            self.world = World::new(scenario.policy);
-        }
         let Some(recorded) = self.usual(scenario) else { return tally };
         let lefts = self.first_kills(&recorded, &mut tally);
         if self.effort == Effort::First {
