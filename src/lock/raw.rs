@@ -368,7 +368,9 @@ impl RawMutex {
         if me.row().prev.load(SeqCst) != predecessor {
             return Ok(Look::Again);
         }
-        Ok(Look::Watch(Watched { index: predecessor, life, hasty: false, lossy: false }))
+        // It may be the head, and nudged, while it still sleeps like this.
+        let lossy = self.0.policy() == Policy::Throughput;
+        Ok(Look::Watch(Watched { index: predecessor, life, hasty: false, lossy }))
     }
 
     /// Out of the queue, as the owner, unless who granted saw to it.
