@@ -402,17 +402,20 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     // have waited for too long.
     Scenario {
         name: "past: free, somebody queues meanwhile",
+        floor: 260,
         interject: Some((When::AfterOwner, &[Queue(W1)])),
         ..PAST
     },
     Scenario {
         name: "past: lock past a dead waiter",
+        floor: 320,
         before: &[Lock(O), Queue(M), Stop(M), Unlock(O)],
         after: &[Die(M)],
         ..PAST
     },
     Scenario {
         name: "past: try_lock past a dead waiter",
+        floor: 340,
         before: &[Lock(O), Queue(M), Stop(M), Unlock(O)],
         after: &[Die(M)],
         op: Op::Try,
@@ -421,6 +424,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     // It hands over what it has just taken.
     Scenario {
         name: "past: try_lock, somebody has waited long",
+        floor: 1000,
         before: &[Lock(O), Queue(W1), Stop(W1), Rest, Unlock(O)],
         op: Op::Try,
         owns: (false, false),
@@ -429,6 +433,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: lock, somebody has waited long",
+        floor: 1300,
         before: &[Lock(O), Queue(W1), Stop(W1), Rest, Unlock(O)],
         legs: &[leg(&[Continue(W1), Got(W1), Unlock(W1)])],
         changes: 3,
@@ -436,6 +441,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: lock, two have waited long",
+        floor: 1050,
         before: &[Lock(O), Queue(W1), Queue(W2), Stop(W1), Rest, Unlock(O)],
         legs: &[leg(&[Continue(W1), Got(W1), Unlock(W1), Got(W2), Unlock(W2)])],
         changes: 3,
@@ -443,69 +449,89 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: lock behind an owner",
+        floor: 1100,
         before: &[Lock(O)],
         legs: &[leg(&[Unlock(O)])],
         ..PAST
     },
     Scenario {
         name: "past: lock in the middle",
+        floor: 700,
         before: &[Lock(O), Queue(W1)],
         legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O), Got(W1), Unlock(W1)]) }],
         ..PAST
     },
-    Scenario { name: "past: unlock, nobody waits", ..PAST_UNLOCK },
-    Scenario { name: "past: unlock, leaves it free", after: &[Queue(W1), Rest], ..PAST_UNLOCK },
+    Scenario { name: "past: unlock, nobody waits", floor: 17, ..PAST_UNLOCK },
+    Scenario {
+        name: "past: unlock, leaves it free",
+        floor: 260,
+        after: &[Queue(W1), Rest],
+        ..PAST_UNLOCK
+    },
     Scenario {
         name: "past: unlock, leaves it free, more behind",
+        floor: 290,
         after: &[Queue(W1), Queue(W2), Queue(W3), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, somebody queues meanwhile",
+        floor: 240,
         interject: Some((When::BeforeOwner, &[Queue(W1)])),
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, a dead head, one behind",
+        floor: 430,
         after: &[Queue(M), Queue(W1), Stop(W1), Die(M), Rest],
         ..PAST_UNLOCK
     },
     // Who has stepped over the dead is known to be the head: nobody has to edit.
     Scenario {
         name: "past: unlock, hands over",
+        floor: 400,
         after: &[Queue(M), Queue(W1), Die(M), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, hands over, more behind",
+        floor: 500,
         after: &[Queue(M), Queue(W1), Queue(W2), Queue(W3), Die(M), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, an inherited lock",
+        floor: 270,
         before: &[Lock(D), Die(D)],
         after: &[Queue(W1), Rest],
         ..PAST_UNLOCK
     },
-    Scenario { name: "past: take over, nobody waits", before: &[Lock(D), Die(D)], ..PAST },
+    Scenario {
+        name: "past: take over, nobody waits",
+        floor: 700,
+        before: &[Lock(D), Die(D)],
+        ..PAST
+    },
     Scenario {
         name: "past: take over at the head, two behind",
+        floor: 1600,
         before: &[Lock(D)],
         legs: &[Leg { entry: &[Queue(W1), Queue(W2)], wake: Wake::By(&[Die(D)]) }],
         ..PAST
     },
     Scenario {
         name: "past: give up alone",
+        floor: 620,
         before: &[Lock(O)],
         op: Op::Late,
         owns: (false, false),
         ..PAST
     },
     Scenario {
-        name: "past: give up in the middle",
+        name: "past: give up at the tail",
+        floor: 300,
         before: &[Lock(O), Queue(W1)],
-        legs: &[Leg { entry: &[Queue(W2)], wake: Wake::Timeout }],
-        op: Op::Timed,
+        op: Op::Late,
         owns: (false, false),
         ..PAST
     },
