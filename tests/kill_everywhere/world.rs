@@ -300,12 +300,20 @@ impl World {
             let image = self.image(op, victim);
             return Ok(Seen { image, victim_owns: false, expect: Got::Lock });
         }
-        let raw = self.peek.raw();
+        let offset = self.peek.lock_offset();
+        // A waiter that looks by itself every now and then may do so between two
+        // looks of the harness.
+        let (raw, snapshot) = loop {
+            let raw = self.peek.raw();
+            let snapshot = Snapshot::of(self.segment.as_fd(), &[offset])
+                .or_else(|error| wrong(format!("no snapshot: {error}")))?;
+            if self.policy == Policy::Fifo || self.peek.raw() == raw {
+                break (raw, snapshot);
+            }
+            self.settle();
+        };
         let robust = Robust::of(victim, self.head);
         let image = image(&self.peek, &raw, &self.before, robust, self.base());
-        let offset = self.peek.lock_offset();
-        let snapshot = Snapshot::of(self.segment.as_fd(), &[offset])
-            .or_else(|error| wrong(format!("no snapshot: {error}")))?;
         self.last = format!("{snapshot}  owes the next owner: {:?}", self.promised);
         for view in &snapshot.participants {
             self.known.insert(view.participant.to_bits(), view.pid);
