@@ -165,7 +165,9 @@ impl RawMutex {
             return Err(Corrupted("the thread met that in an earlier operation").into());
         }
         let policy = self.0.policy();
-        if policy == Policy::Throughput && spin::spin(|| self.is_free()) && self.barge(me)? {
+        // Looks also where it does not spin: with one processor, that is.
+        let comes_free = || self.is_free() || spin::spin(|| self.is_free());
+        if policy == Policy::Throughput && comes_free() && self.barge(me)? {
             return Ok(());
         }
         if self.is_owned_by_caller(me) {
@@ -278,6 +280,8 @@ impl RawMutex {
             if limits.are_over() {
                 return self.give_up(me, Failed::TimedOut);
             }
+            // Also behind another one: it may become the head, and be nudged, while it
+            // sleeps like this.
             watched.lossy = policy == Policy::Throughput;
             if !seen && self.stays_awake(me, waiting, watched.lossy, limits) {
                 wait::rearm(me.row(), waiting);

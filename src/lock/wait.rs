@@ -96,7 +96,7 @@ pub(super) fn sleep(
     let usual = fault::heartbeat(HEARTBEAT);
     let heartbeat = Deadline::after(match watched {
         Watched { hasty: true, .. } => usual.min(UNFENCED),
-        Watched { lossy: true, .. } => usual.min(LOSSY),
+        Watched { lossy: true, .. } => usual.min(fault::lossy(LOSSY)),
         _ => usual,
     });
     let until = match (deadline, heartbeat) {

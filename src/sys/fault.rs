@@ -61,6 +61,8 @@ pub(crate) enum Fault {
     /// Who hands a lock over that can be taken past a queue does not have the
     /// waiter look first.
     NoNudgeBeforeGrant,
+    /// Nobody has ever waited for too long to be passed by.
+    EndlessPatience,
     /// A waiter does not have the owners fence before it sleeps.
     NoBarrier,
     /// A waiter had the owners fence, and does not look again.
@@ -99,6 +101,7 @@ mod chosen {
         ("no_poll", Fault::NoPoll),
         ("weak_unlock", Fault::WeakUnlock),
         ("no_nudge_before_grant", Fault::NoNudgeBeforeGrant),
+        ("endless_patience", Fault::EndlessPatience),
         ("no_barrier", Fault::NoBarrier),
         ("no_look_after_barrier", Fault::NoLookAfterBarrier),
     ];
@@ -117,11 +120,17 @@ mod chosen {
 
     pub(crate) fn heartbeat(usual: Duration) -> Duration {
         static CHOSEN: OnceLock<Option<Duration>> = OnceLock::new();
-        let chosen = || {
-            let millis = std::env::var("HEIRLOCK_HEARTBEAT_MS").ok()?;
-            Some(Duration::from_millis(millis.parse().expect("HEIRLOCK_HEARTBEAT_MS: a number")))
-        };
-        CHOSEN.get_or_init(chosen).unwrap_or(usual)
+        CHOSEN.get_or_init(|| millis("HEIRLOCK_HEARTBEAT_MS")).unwrap_or(usual)
+    }
+
+    pub(crate) fn lossy(usual: Duration) -> Duration {
+        static CHOSEN: OnceLock<Option<Duration>> = OnceLock::new();
+        CHOSEN.get_or_init(|| millis("HEIRLOCK_LOSSY_MS")).unwrap_or(usual)
+    }
+
+    fn millis(name: &str) -> Option<Duration> {
+        let millis = std::env::var(name).ok()?.parse();
+        Some(Duration::from_millis(millis.unwrap_or_else(|_| panic!("{name}: a number"))))
     }
 }
 
@@ -149,7 +158,7 @@ pub(crate) use chosen::active;
 #[cfg(all(test, loom))]
 pub(crate) use chosen::choose;
 #[cfg(all(heirlock_faults, not(loom)))]
-pub(crate) use chosen::heartbeat;
+pub(crate) use chosen::{heartbeat, lossy};
 
 /// Whether this build is broken in the way that `fault` names: never.
 #[cfg(not(any(heirlock_faults, loom)))]
@@ -163,5 +172,14 @@ pub(crate) const fn active(_fault: Fault) -> bool {
 #[cfg(not(all(heirlock_faults, not(loom))))]
 #[inline(always)]
 pub(crate) const fn heartbeat(usual: std::time::Duration) -> std::time::Duration {
+    usual
+}
+
+/// How often a sleeper looks that may be sent no wake. That is meant to repair
+/// what a death breaks, with faults or without, so it has a variable of its own,
+/// for the trials in which nothing but the wake may help: `HEIRLOCK_LOSSY_MS`.
+#[cfg(not(all(heirlock_faults, not(loom))))]
+#[inline(always)]
+pub(crate) const fn lossy(usual: std::time::Duration) -> std::time::Duration {
     usual
 }

@@ -234,13 +234,13 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
         let current = raw.row(row).is_some_and(|row| row.generation == bits >> 20);
         u64::from(row) | u64::from(current) << 32 | (bits & FLAGS) << 32
     };
-    // The guard has the low bits of its holder's generation, and whether
-    // somebody sleeps on it.
+    // The guard has the low bits of its holder's generation, whether somebody
+    // sleeps on it, and the lock's policy.
     let guard = {
         let row = raw.guard & 0xffff;
         let generation = raw.row(row).map_or(0, |row| row.generation) as u32;
         let current = (raw.guard >> 16 ^ generation) & 0x3fff == 0;
-        u64::from(row) | u64::from(current) << 32 | u64::from(raw.guard >> 31) << 33
+        u64::from(row) | u64::from(current) << 32 | u64::from(raw.guard >> 30) << 33
     };
     let queue = raw.queue().unwrap_or_else(|| vec![u32::MAX]);
     let pending = match robust.pending {

@@ -4,6 +4,7 @@ use crate::image::Image;
 use crate::scenario::{Op, SCENARIOS, Scenario, Wake, When, Who};
 use crate::trace::{Fail, How, Point, Res, Trace, Traced, wrong};
 use crate::world::{Seen, World};
+use heirlock::Policy;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -160,7 +161,7 @@ impl Run {
     pub(crate) fn new(effort: Effort) -> Self {
         let broken = std::env::var_os("HEIRLOCK_FAULT").is_some();
         Self {
-            world: World::new(),
+            world: World::new(Policy::Fifo),
             slow: 0,
             failures: 0,
             effort,
@@ -218,9 +219,9 @@ impl Run {
     }
 
     /// Starts afresh, with nobody who is stuck.
-    fn rebuild(&mut self) {
+    fn rebuild(&mut self, policy: Policy) {
         self.slow += self.world.slow;
-        self.world = World::new();
+        self.world = World::new(policy);
     }
 
     /// Does `run`; with what is left of a failed one no other one starts.
@@ -238,7 +239,7 @@ impl Run {
                 println!("the segment before the kill:\n{}", self.world.last);
                 println!("and now:\n{}", self.world.show());
             }
-            self.rebuild();
+            self.rebuild(self.world.policy);
         }
         done
     }
@@ -264,6 +265,9 @@ impl Run {
 
     /// What the operation consists of, as a rule; `None` if it fails.
     fn usual<'a>(&mut self, scenario: &'a Scenario) -> Option<Recorded<'a>> {
+        if self.world.policy != scenario.policy {
+            self.rebuild(scenario.policy);
+        }
         // The clock has its moods (a loop more, if its page is just being
         // updated): what counts is the shortest way, if it is a usual one.
         let mut recorded: Option<Recorded> = None;
@@ -340,7 +344,8 @@ impl Run {
                 let last = at == recorded.trace.last();
                 changes += usize::from(seen.victim_owns != owned);
                 owned = seen.victim_owns;
-                if changes > 1 || last && owned != recorded.scenario.owns.1 {
+                if changes > recorded.scenario.changes || last && owned != recorded.scenario.owns.1
+                {
                     return wrong(format!("the victim owns the lock: {owned}"));
                 }
                 lefts.entry(seen.image).or_insert(Left { at, waiting });
@@ -467,7 +472,7 @@ fn walk(
             recorded.note(world, victim);
             continue;
         }
-        if recorded.scenario.op == Op::Interruptible {
+        if recorded.scenario.sleeps_on(*leg) {
             victim.postpone()?;
         }
         victim.step()?;
@@ -575,7 +580,7 @@ fn advance(
         match leg.wake {
             Wake::Timeout if to > asleep => victim.expire()?,
             _ => {
-                if recorded.scenario.op == Op::Interruptible {
+                if recorded.scenario.sleeps_on(leg) {
                     victim.postpone()?;
                 }
                 victim.step()?;

@@ -1,5 +1,7 @@
 //! What is killed, or gets a signal, and where the others stand meanwhile.
 
+use heirlock::Policy;
+
 /// The others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Who {
@@ -33,6 +35,11 @@ pub(crate) enum Do {
     Die(Who),
     /// Is stopped, until the survivors' turn comes.
     Stop(Who),
+    /// Goes on.
+    Continue(Who),
+    /// Everybody has done what there was to do, and whoever waits has waited for
+    /// too long to be passed by.
+    Rest,
 }
 
 /// What ends a victim's sleep.
@@ -56,6 +63,8 @@ pub(crate) struct Leg {
 pub(crate) enum Op {
     Lock,
     Timed,
+    /// With a deadline that has passed when it begins to wait.
+    Late,
     Try,
     Cancellable,
     Interruptible,
@@ -110,6 +119,8 @@ pub(crate) struct Scenario {
     pub(crate) before: &'static [Do],
     /// When it is at its start marker.
     pub(crate) after: &'static [Do],
+    /// Of the lock.
+    pub(crate) policy: Policy,
     pub(crate) op: Op,
     pub(crate) place: Place,
     pub(crate) interject: Option<(When, &'static [Do])>,
@@ -120,14 +131,26 @@ pub(crate) struct Scenario {
     pub(crate) early: bool,
     /// Whether the victim owns the lock before and after its operation.
     pub(crate) owns: (bool, bool),
+    /// How often that changes.
+    pub(crate) changes: usize,
     /// The least number of kill points.
     pub(crate) floor: usize,
+}
+
+impl Scenario {
+    /// Whether the victim would look by itself after some milliseconds of a sleep
+    /// that others are to end: that has to be put off.
+    pub(crate) fn sleeps_on(&self, leg: Leg) -> bool {
+        let looks = self.op == Op::Interruptible || self.policy == Policy::Throughput;
+        looks && matches!(leg.wake, Wake::By(_))
+    }
 }
 
 pub(crate) const BASE: Scenario = Scenario {
     name: "",
     before: &[],
     after: &[],
+    policy: Policy::Fifo,
     op: Op::Lock,
     place: Place::Nothing,
     interject: None,
@@ -135,6 +158,7 @@ pub(crate) const BASE: Scenario = Scenario {
     tries: false,
     early: false,
     owns: (false, true),
+    changes: 1,
     floor: 1,
 };
 
@@ -143,12 +167,15 @@ const TIMED: Scenario = Scenario { op: Op::Timed, owns: (false, false), ..BASE }
 const ASIDE: Scenario =
     Scenario { op: Op::OpenOrCreate, owns: (false, false), place: Place::Segment, ..BASE };
 
+const PAST: Scenario = Scenario { policy: Policy::Throughput, ..BASE };
+const PAST_UNLOCK: Scenario = Scenario { policy: Policy::Throughput, ..UNLOCK };
+
 /// A sleep that others end.
 pub(crate) const fn leg(wake: &'static [Do]) -> Leg {
     Leg { entry: &[], wake: Wake::By(wake) }
 }
 
-use Do::{Die, Got, Lock, LockOther, Queue, QueueOther, Stop, Unlock};
+use Do::{Continue, Die, Got, Lock, LockOther, Queue, QueueOther, Rest, Stop, Unlock};
 use Who::{D, M, O, W1, W2, W3};
 
 /// All of them.
@@ -369,5 +396,143 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         op: Op::Open,
         place: Place::OtherBoot,
         ..ASIDE
+    },
+    // From here on the lock can be taken past those who wait. How long somebody has
+    // waited is not for a harness to choose that stops the victim all the time: all
+    // have waited for too long.
+    Scenario {
+        name: "past: free, somebody queues meanwhile",
+        floor: 260,
+        interject: Some((When::AfterOwner, &[Queue(W1)])),
+        ..PAST
+    },
+    Scenario {
+        name: "past: lock past a dead waiter",
+        floor: 320,
+        before: &[Lock(O), Queue(M), Stop(M), Unlock(O)],
+        after: &[Die(M)],
+        ..PAST
+    },
+    Scenario {
+        name: "past: try_lock past a dead waiter",
+        floor: 340,
+        before: &[Lock(O), Queue(M), Stop(M), Unlock(O)],
+        after: &[Die(M)],
+        op: Op::Try,
+        ..PAST
+    },
+    // It hands over what it has just taken.
+    Scenario {
+        name: "past: try_lock, somebody has waited long",
+        floor: 1000,
+        before: &[Lock(O), Queue(W1), Stop(W1), Rest, Unlock(O)],
+        op: Op::Try,
+        owns: (false, false),
+        changes: 2,
+        ..PAST
+    },
+    Scenario {
+        name: "past: lock, somebody has waited long",
+        floor: 1300,
+        before: &[Lock(O), Queue(W1), Stop(W1), Rest, Unlock(O)],
+        legs: &[leg(&[Continue(W1), Got(W1), Unlock(W1)])],
+        changes: 3,
+        ..PAST
+    },
+    Scenario {
+        name: "past: lock, two have waited long",
+        floor: 1050,
+        before: &[Lock(O), Queue(W1), Queue(W2), Stop(W1), Rest, Unlock(O)],
+        legs: &[leg(&[Continue(W1), Got(W1), Unlock(W1), Got(W2), Unlock(W2)])],
+        changes: 3,
+        ..PAST
+    },
+    Scenario {
+        name: "past: lock behind an owner",
+        floor: 1100,
+        before: &[Lock(O)],
+        legs: &[leg(&[Unlock(O)])],
+        ..PAST
+    },
+    Scenario {
+        name: "past: lock in the middle",
+        floor: 700,
+        before: &[Lock(O), Queue(W1)],
+        legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O), Got(W1), Unlock(W1)]) }],
+        ..PAST
+    },
+    Scenario { name: "past: unlock, nobody waits", floor: 17, ..PAST_UNLOCK },
+    Scenario {
+        name: "past: unlock, leaves it free",
+        floor: 260,
+        after: &[Queue(W1), Rest],
+        ..PAST_UNLOCK
+    },
+    Scenario {
+        name: "past: unlock, leaves it free, more behind",
+        floor: 290,
+        after: &[Queue(W1), Queue(W2), Queue(W3), Rest],
+        ..PAST_UNLOCK
+    },
+    Scenario {
+        name: "past: unlock, somebody queues meanwhile",
+        floor: 240,
+        interject: Some((When::BeforeOwner, &[Queue(W1)])),
+        ..PAST_UNLOCK
+    },
+    Scenario {
+        name: "past: unlock, a dead head, one behind",
+        floor: 430,
+        after: &[Queue(M), Queue(W1), Stop(W1), Die(M), Rest],
+        ..PAST_UNLOCK
+    },
+    // Who has stepped over the dead is known to be the head: nobody has to edit.
+    Scenario {
+        name: "past: unlock, hands over",
+        floor: 400,
+        after: &[Queue(M), Queue(W1), Die(M), Rest],
+        ..PAST_UNLOCK
+    },
+    Scenario {
+        name: "past: unlock, hands over, more behind",
+        floor: 500,
+        after: &[Queue(M), Queue(W1), Queue(W2), Queue(W3), Die(M), Rest],
+        ..PAST_UNLOCK
+    },
+    Scenario {
+        name: "past: unlock, an inherited lock",
+        floor: 270,
+        before: &[Lock(D), Die(D)],
+        after: &[Queue(W1), Rest],
+        ..PAST_UNLOCK
+    },
+    Scenario {
+        name: "past: take over, nobody waits",
+        floor: 700,
+        before: &[Lock(D), Die(D)],
+        ..PAST
+    },
+    Scenario {
+        name: "past: take over at the head, two behind",
+        floor: 1600,
+        before: &[Lock(D)],
+        legs: &[Leg { entry: &[Queue(W1), Queue(W2)], wake: Wake::By(&[Die(D)]) }],
+        ..PAST
+    },
+    Scenario {
+        name: "past: give up alone",
+        floor: 620,
+        before: &[Lock(O)],
+        op: Op::Late,
+        owns: (false, false),
+        ..PAST
+    },
+    Scenario {
+        name: "past: give up at the tail",
+        floor: 300,
+        before: &[Lock(O), Queue(W1)],
+        op: Op::Late,
+        owns: (false, false),
+        ..PAST
     },
 ];

@@ -407,8 +407,9 @@ impl Traced {
         self.has_stopped()
     }
 
-    /// Goes on until it sleeps, without a look at what is in between.
-    pub(crate) fn run_asleep(&mut self) -> Res<()> {
+    /// Goes on until it sleeps, without a look at what is in between; until it is
+    /// woken if `soundly`.
+    pub(crate) fn run_asleep(&mut self, soundly: bool) -> Res<()> {
         loop {
             match self.point {
                 Point::At(_) | Point::Exit(..) => {
@@ -421,6 +422,9 @@ impl Traced {
                     }
                 }
                 Point::Entry(_) => {
+                    if soundly && self.about_to_wait() {
+                        self.postpone()?;
+                    }
                     self.step()?;
                 }
                 Point::Asleep(_) => return Ok(()),

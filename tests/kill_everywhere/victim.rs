@@ -85,6 +85,13 @@ pub(crate) fn play(op: Op, segment: &Segment<Board>, path: &Path) {
             marker();
             live_on(Outcome::Nothing, guard);
         }
+        Op::Late => {
+            segment.attach().expect("attach");
+            marker();
+            let guard = black_box(lock.try_lock_for(Duration::from_nanos(1)));
+            marker();
+            live_on(Outcome::Nothing, guard);
+        }
         Op::Try => {
             segment.attach().expect("attach");
             marker();

@@ -6,18 +6,25 @@ use crate::kit::{Board, HANG, TempPath, until};
 use crate::scenario::{Do, Op, Place, Scenario, Who};
 use crate::trace::{Fail, Point, Res, Traced, process_state, sleeps_in_futex, wrong};
 use crate::victim::play;
-use heirlock::{Segment, Snapshot};
+use heirlock::{Mutex, Policy, Segment, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::{Duration, Instant};
 
 const CAPACITY: u32 = 64;
 /// An acquisition that took longer was only made by a sleeper's heartbeat.
 const SLOW: Duration = Duration::from_millis(900);
+
+/// After so long nobody may take the lock past somebody who waits.
+const TOO_LONG: Duration = Duration::from_millis(2);
+/// The guard word of a lock that can be taken past those who wait, without an
+/// editor.
+const THROUGHPUT: u32 = 1 << 30;
 
 /// What is to be seen at the moment of a kill.
 #[derive(Clone, Debug)]
@@ -32,6 +39,7 @@ pub(crate) struct Seen {
 /// Everybody but the victim.
 pub(crate) struct World {
     pub(crate) segment: Segment<Board>,
+    pub(crate) policy: Policy,
     path: TempPath,
     /// The victim's own segment, where it has one.
     aside: TempPath,
@@ -62,11 +70,13 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
+    /// With a lock of this policy.
+    pub(crate) fn new(policy: Policy) -> Self {
         let path = TempPath::new();
         let aside = TempPath::new();
+        let init = |board: &mut Board| board.locks[0] = Mutex::with_policy(0, policy);
         let segment: Segment<Board> =
-            Segment::options().capacity(CAPACITY).create(&*path).expect("create");
+            Segment::options().capacity(CAPACITY).init(init).create(&*path).expect("create");
         let peek = Peek::open(&path, CAPACITY.into());
         assert_eq!(segment.offset_of(&segment.locks[0]), Some(peek.lock_offset()));
         let aside_peek = Peek::at(&aside, 4);
@@ -80,6 +90,7 @@ impl World {
         let before = peek.raw();
         Self {
             segment,
+            policy,
             path,
             aside,
             peek,
@@ -148,7 +159,7 @@ impl World {
             Do::Queue(who) => {
                 if self.traced == Some(who) {
                     let mut second = self.victim(Op::Lock)?;
-                    second.run_asleep()?;
+                    second.run_asleep(self.policy == Policy::Throughput)?;
                     self.second = Some((who, second));
                 } else {
                     self.actor(who).tell(Tell::Lock)?;
@@ -194,12 +205,22 @@ impl World {
                     self.holder = None;
                     self.promised = Got::Inherited(actor.pid.as_raw() as u32);
                 }
+                self.stopped.remove(&who);
             }
             Do::Stop(who) => {
                 let pid = self.actor(who).pid;
                 kill(pid, Signal::SIGSTOP).expect("stop");
                 waitpid(pid, Some(WaitPidFlag::WUNTRACED)).expect("wait for the stop");
                 self.stopped.insert(who);
+            }
+            Do::Continue(who) => {
+                kill(self.actor(who).pid, Signal::SIGCONT).expect("continue");
+                self.stopped.remove(&who);
+            }
+            Do::Rest => {
+                self.settle();
+                thread::sleep(TOO_LONG);
+                self.settle();
             }
         }
         Ok(())
@@ -279,12 +300,20 @@ impl World {
             let image = self.image(op, victim);
             return Ok(Seen { image, victim_owns: false, expect: Got::Lock });
         }
-        let raw = self.peek.raw();
+        let offset = self.peek.lock_offset();
+        // A waiter that looks by itself every now and then may do so between two
+        // looks of the harness.
+        let (raw, snapshot) = loop {
+            let raw = self.peek.raw();
+            let snapshot = Snapshot::of(self.segment.as_fd(), &[offset])
+                .or_else(|error| wrong(format!("no snapshot: {error}")))?;
+            if self.policy == Policy::Fifo || self.peek.raw() == raw {
+                break (raw, snapshot);
+            }
+            self.settle();
+        };
         let robust = Robust::of(victim, self.head);
         let image = image(&self.peek, &raw, &self.before, robust, self.base());
-        let offset = self.peek.lock_offset();
-        let snapshot = Snapshot::of(self.segment.as_fd(), &[offset])
-            .or_else(|error| wrong(format!("no snapshot: {error}")))?;
         self.last = format!("{snapshot}  owes the next owner: {:?}", self.promised);
         for view in &snapshot.participants {
             self.known.insert(view.participant.to_bits(), view.pid);
@@ -422,6 +451,10 @@ impl World {
             kill(self.actors[&who].pid, Signal::SIGCONT).expect("continue");
         }
         self.drain_other()?;
+        if self.policy == Policy::Throughput {
+            // Lest the newcomer get past them.
+            thread::sleep(TOO_LONG);
+        }
         let tries = scenario.tries && self.holder.is_none() && self.waiting.is_empty();
         self.newcomer(if tries { Tell::Try } else { Tell::Lock })?;
         if let Some(holder) = self.holder.take() {
@@ -504,7 +537,8 @@ impl World {
             }
         }
         let raw = self.peek.raw();
-        if (raw.owner, raw.tail, raw.guard) != (0, 0, 0) {
+        let unguarded = if self.policy == Policy::Throughput { THROUGHPUT } else { 0 };
+        if (raw.owner, raw.tail, raw.guard) != (0, 0, unguarded) {
             return wrong(format!(
                 "at rest: owner {:#x}, tail {}, guard {:#x}",
                 raw.owner, raw.tail, raw.guard

@@ -2,6 +2,7 @@
 
 use crate::kit::{Got, Process, Puppet, Test};
 use crate::scene::{Scene, is_asleep, until};
+use heirlock::Policy;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -11,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_handed_over_lock_wakes_its_new_owner", hand_over_wakes),
     ("waiters_are_served_in_the_order_in_which_they_queued", served_in_order),
     ("a_waiter_does_not_take_the_lock_from_a_living_owner", owner_keeps),
+    ("nobody_takes_a_lock_past_who_has_waited_for_a_millisecond", patience),
     ("an_heir_is_told_and_nobody_after_it", told_once),
     ("every_watcher_of_a_dead_owner_of_many_locks_is_told", every_watcher),
     ("a_watcher_killed_with_the_wake_in_hand_passes_it_on", wake_in_hand),
@@ -81,6 +83,21 @@ fn owner_keeps() {
     assert_eq!(waiter.try_lock_for(0, Duration::from_millis(20)), Got::Nothing);
     assert_eq!(scene.owner(0), Some(owner.participant));
     owner.unlock(0);
+}
+
+/// The waiter does not run, so the lock is there to be taken past it.
+fn patience() {
+    let scene = Scene::with_policy(Policy::Throughput);
+    let (mut owner, mut waiter) = (scene.puppet(), scene.puppet());
+    assert_eq!(owner.lock(0), Got::Lock);
+    scene.park(&mut waiter, "lock 0");
+    waiter.process.stop();
+    std::thread::sleep(Duration::from_millis(2));
+    owner.unlock(0);
+    assert_eq!(owner.try_lock(0), Got::Nothing, "passed by");
+    assert_eq!(scene.owner(0), Some(waiter.participant), "handed over");
+    waiter.process.resume();
+    assert_eq!(waiter.got(), Got::Lock);
 }
 
 fn told_once() {

@@ -2,12 +2,15 @@
 //! books in which everybody writes what befell it.
 #![allow(clippy::disallowed_types, reason = "the test's own books")]
 
-use heirlock::{Mutex, MutexGuard, Participant, Segment, is_alive};
+use heirlock::{Mutex, MutexGuard, Participant, Policy, Segment, is_alive};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 pub(crate) const LOCKS: usize = 3;
+/// The lock that may be taken past those who wait; the others are first in, first
+/// out.
+pub(crate) const THROUGHPUT: usize = 1;
 pub(crate) const WORKERS: usize = 10;
 pub(crate) const THREADS: usize = 2;
 pub(crate) const CAPACITY: u32 = 48;
@@ -78,7 +81,8 @@ pub(crate) struct Tally {
     pub(crate) repaired: AtomicU64,
     pub(crate) given_up: AtomicU64,
     pub(crate) counted: AtomicU64,
-    pub(crate) order_checks: AtomicU64,
+    /// By lock.
+    pub(crate) order_checks: [AtomicU64; LOCKS],
     pub(crate) longest_wait: AtomicU64,
 }
 
@@ -169,6 +173,12 @@ pub(crate) enum How {
 }
 
 impl Ground {
+    /// Zeroes are all there is to it but for the policy of one lock.
+    pub(crate) fn init(&mut self) {
+        let protected = Protected::new_zeroed();
+        self.locks[THROUGHPUT] = Mutex::with_policy(protected, Policy::Throughput);
+    }
+
     pub(crate) fn soul(&self, serial: u64) -> &Soul {
         &self.souls[serial as usize % SOULS]
     }
@@ -379,10 +389,14 @@ impl Held<'_, '_> {
     }
 
     /// Whether everybody who stood before this thread in the queue, as the last
-    /// owner saw it, has died or given up.
+    /// owner saw it, has died or given up. A lock that may be taken past them is
+    /// first in, first out among those who stood there.
     fn check_order(&self) {
         let Protected { queue_len, queue, .. } = &*self.guard;
-        let len = queue_len.load(SeqCst) as usize;
+        let mut len = queue_len.load(SeqCst) as usize;
+        if self.lock == THROUGHPUT && !queue[..len].iter().any(|entry| self.is_own(entry)) {
+            len = 0;
+        }
         for (place, entry) in queue[..len].iter().enumerate() {
             let wait = Wait(entry.wait.load(SeqCst));
             let Some(ahead) = Participant::from_bits(entry.participant.load(SeqCst)) else {
@@ -397,9 +411,16 @@ impl Held<'_, '_> {
             }
         }
         if len > 0 {
-            self.visitor.ground.tally.order_checks.fetch_add(1, SeqCst);
+            self.visitor.ground.tally.order_checks[self.lock].fetch_add(1, SeqCst);
         }
         queue_len.store(0, SeqCst);
+    }
+
+    /// Whether it is of this thread, in the wait that it has just ended.
+    fn is_own(&self, entry: &Queued) -> bool {
+        let Visitor { ground, me, .. } = self.visitor;
+        entry.participant.load(SeqCst) == me.to_bits()
+            && entry.wait.load(SeqCst) == ground.waits[me.row() as usize].load(SeqCst)
     }
 
     /// Finishes what a dead owner had begun.

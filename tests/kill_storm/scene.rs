@@ -1,8 +1,8 @@
 //! A stage for a few puppets, on which nothing waits for ever.
 
 use crate::hang;
-use crate::kit::{Board, Process, Puppet, TempPath, board};
-use heirlock::{Participant, Segment, Snapshot};
+use crate::kit::{Board, Process, Puppet, TempPath, board_with};
+use heirlock::{Participant, Policy, Segment, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,12 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        let (path, segment) = board();
+        Self::with_policy(Policy::Fifo)
+    }
+
+    /// With locks of this policy.
+    pub(crate) fn with_policy(policy: Policy) -> Self {
+        let (path, segment) = board_with(policy);
         let cast = Arc::new(Mutex::new(Vec::new()));
         let (progress, watch) = mpsc::channel::<()>();
         let fd = segment.as_fd().try_clone_to_owned().expect("a descriptor");
@@ -56,6 +61,18 @@ impl Scene {
 
     pub(crate) fn puppet(&self) -> Puppet {
         let puppet = Puppet::spawn(&self.path);
+        self.watch(&puppet.process);
+        puppet
+    }
+
+    /// A puppet that sleeps until it is woken, where faults are built in.
+    pub(crate) fn sound_sleeper(&self) -> Puppet {
+        let path = self.path.to_str().expect("a printable path");
+        let mut command = Process::command("puppet", &[path]);
+        for name in ["HEIRLOCK_HEARTBEAT_MS", "HEIRLOCK_LOSSY_MS"] {
+            command.env(name, "3600000");
+        }
+        let puppet = Puppet::from_command(&mut command);
         self.watch(&puppet.process);
         puppet
     }

@@ -4,7 +4,7 @@
 
 use crate::kit::{Board, Got, Process, Puppet, Test};
 use crate::scene::{Scene, is_asleep, until};
-use heirlock::{Participant, Segment, is_alive};
+use heirlock::{Participant, Policy, Segment, is_alive};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -15,7 +15,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("who_queues_in_the_last_moment_notices_the_releasers_death", dead_releaser),
     ("nobody_overtakes_who_queued_in_the_last_moment", no_barging),
     ("who_came_first_by_the_fast_path_is_watched", barger_is_watched),
+    ("who_is_served_past_a_barger_is_watched", served_past_a_barger),
     ("a_dead_editors_guard_is_taken_over", dead_editor),
+    ("a_dead_editor_leaves_the_policy_as_it_was", dead_editor_with_policy),
     ("a_dead_editors_guard_is_not_taken_over_twice", two_editors),
     ("an_editor_wakes_who_waits_for_the_guard", slow_editor),
 ];
@@ -234,6 +236,37 @@ fn barger_is_watched() {
     assert!(matches!(got, Got::Inherited { pid: dead, .. } if dead == pid), "{got:?}");
 }
 
+/// The waiter sleeps, and watches an owner that has left the lock free and got no
+/// further. Another one took the lock past the waiter, found that this had waited
+/// for too long, and handed the lock over; it is killed before it could say so.
+/// Nobody but the dead one can have told the waiter.
+fn served_past_a_barger() {
+    let scene = Scene::with_policy(Policy::Throughput);
+    let Some(former) = Stepper::new(&scene) else { return };
+    let Some(barger) = Stepper::new(&scene) else { return };
+    former.go_on();
+    assert!(former.owns(&scene));
+    let mut waiter = scene.sound_sleeper();
+    scene.park(&mut waiter, "lock 0");
+    // Where it looks by itself every now and then it must not yet.
+    let keep_asleep = !cfg!(heirlock_faults);
+    if keep_asleep {
+        waiter.process.stop();
+    }
+    former.until(&scene, "it releases", || scene.owner(0).is_none());
+    std::thread::sleep(Duration::from_millis(2));
+    barger.until(&scene, "it barges", || barger.owns(&scene));
+    let served = Some(waiter.participant);
+    barger.until(&scene, "it hands over", || scene.owner(0) == served);
+    let queue = || heirlock::queue(&scene.segment.locks[0]);
+    barger.until(&scene, "it takes the new owner out of the queue", || queue() == Some(vec![]));
+    barger.kill(&scene);
+    if keep_asleep {
+        waiter.process.resume();
+    }
+    assert_eq!(waiter.got(), Got::Lock);
+}
+
 /// A stepper that unlocks and has just become the editor of the queue.
 fn editor(scene: &Scene, waits: &str) -> Option<(Stepper, Puppet)> {
     let stepper = Stepper::new(scene)?;
@@ -250,6 +283,18 @@ fn dead_editor() {
     let pid = stepper.kill(&scene);
     let got = waiter.got();
     assert!(matches!(got, Got::Inherited { pid: dead, .. } if dead == pid), "{got:?}");
+}
+
+/// The lock was left free before the queue was edited: nobody inherits. The waiter
+/// may have found that out by itself; but who gives up must edit.
+fn dead_editor_with_policy() {
+    let scene = Scene::with_policy(Policy::Throughput);
+    let Some((stepper, mut waiter)) = editor(&scene, "lock 0") else { return };
+    stepper.kill(&scene);
+    assert_eq!(waiter.got(), Got::Lock);
+    assert_eq!(scene.puppet().try_lock_for(0, Duration::from_millis(5)), Got::Nothing);
+    assert_eq!(scene.editor(0), 0);
+    assert_eq!(scene.segment.locks[0].policy(), Policy::Throughput);
 }
 
 /// The waiter gives up, for which it needs the guard, for which it sleeps.

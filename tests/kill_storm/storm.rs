@@ -2,12 +2,12 @@
 //! looked for.
 #![allow(clippy::disallowed_types, reason = "the test's own books")]
 
-use crate::ground::{CAPACITY, Ground, LOCKS, Phase, THREADS, WORKERS};
+use crate::ground::{CAPACITY, Ground, LOCKS, Phase, THREADS, THROUGHPUT, WORKERS};
 use crate::kit::{Process, TempPath, Test};
 use crate::worker::{STYLES, Style};
 use crate::{hang, is_long, number_from_env};
 use fastrand::Rng;
-use heirlock::{LockView, Participant, Segment, Snapshot};
+use heirlock::{LockView, Participant, Policy, Segment, Snapshot};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,7 +108,7 @@ impl Storm {
     fn new(rng: Rng) -> Self {
         let path = TempPath::new();
         let ground: Segment<Ground> =
-            Segment::options().capacity(CAPACITY).create(&path).expect("create");
+            Segment::options().capacity(CAPACITY).init(Ground::init).create(&path).expect("create");
         let offset = |lock: usize| ground.offset_of(&ground.locks[lock]).expect("it is inside");
         let offsets = std::array::from_fn(offset);
         let mut storm = Self {
@@ -380,6 +380,9 @@ impl Storm {
             self.threads_killed
         );
         let snapshot = self.snapshot();
+        for (at, lock) in self.ground.locks.iter().enumerate() {
+            assert_eq!(lock.policy() == Policy::Throughput, at == THROUGHPUT, "lock {at}");
+        }
         for view in &snapshot.locks {
             assert!(view.owner.is_none() && view.guard == 0, "in the end: {view}");
             let waits = |waiter: &Participant| {
@@ -402,7 +405,8 @@ impl Storm {
         show("repaired", &tally.repaired);
         show("owners' deaths told, checked", &self.owners_checked);
         show("others' deaths untold, checked", &self.others_checked);
-        show("orders checked", &tally.order_checks);
+        show("orders checked, by lock", &tally.order_checks);
+        show("acquisitions, by lock", &self.ground.progress);
         show("inversions", &0);
         show("longest wait", &Duration::from_micros(tally.longest_wait.load(SeqCst)));
     }

@@ -3,7 +3,9 @@
 
 use super::sandbox::Refusal;
 use super::{Process, TempPath, in_new_pid_namespace, until};
-use heirlock::{CancelToken, LockError, LockOptions, Mutex, MutexGuard, Participant, Segment};
+use heirlock::{
+    CancelToken, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment,
+};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
@@ -38,6 +40,16 @@ pub(crate) fn board_of(capacity: u32) -> (TempPath, Segment<Board>) {
     (path, segment)
 }
 
+/// A board for puppets, all of whose locks have this policy.
+pub(crate) fn board_with(policy: Policy) -> (TempPath, Segment<Board>) {
+    let path = TempPath::new();
+    let init = |board: &mut Board| {
+        board.locks = std::array::from_fn(|_| Mutex::with_policy(0, policy));
+    };
+    let segment = Segment::options().capacity(64).init(init).create(&path).expect("create");
+    (path, segment)
+}
+
 /// A board, and the sandboxes of the puppets that play on it.
 pub(crate) struct Stage {
     path: TempPath,
@@ -57,6 +69,16 @@ impl Stage {
         sandboxes.iter().flatten().for_each(Refusal::require);
         let (path, segment) = board();
         Self { path, segment, sandboxes, puppets: Cell::new(0) }
+    }
+
+    /// With locks of this policy, and without sandboxes.
+    pub(crate) fn with_policy(policy: Policy) -> Self {
+        let (path, segment) = board_with(policy);
+        Self { path, segment, sandboxes: &[None], puppets: Cell::new(0) }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn puppet(&self) -> Puppet {
@@ -352,6 +374,7 @@ fn obey(
             });
             thread.join().expect("join").to_string()
         }
+        "policy" => format!("{:?}", segment.locks[index(1)].policy()),
         "get" => guards[index(1)].as_ref().expect("it is held").to_string(),
         "set" => {
             **guards[index(1)].as_mut().expect("it is held") = number(2);

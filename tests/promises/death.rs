@@ -35,6 +35,10 @@ pub(crate) const CORE: &[fn(&Stage)] = &[
     leaked,
 ];
 
+/// What holds as well where a lock may be taken past those who wait.
+pub(crate) const WAITING: &[fn(&Stage)] =
+    &[inherited_once, heir_dies, heir_panics, later, all_dead, eight_locks, leaked];
+
 fn namespace() -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self/ns/pid").map_or(0, |meta| meta.ino())

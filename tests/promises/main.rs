@@ -10,11 +10,15 @@ mod identity;
 mod injection;
 mod interruption;
 mod order;
+mod patience;
+mod policy;
 
 fn main() {
     kit::run(
         &[
             order::TESTS,
+            policy::TESTS,
+            patience::TESTS,
             death::TESTS,
             identity::TESTS,
             guard::TESTS,
@@ -22,7 +26,7 @@ fn main() {
             injection::TESTS,
             fallback::TESTS,
         ],
-        &[identity::ROLES, injection::ROLES].concat(),
+        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES].concat(),
         4 * kit::HANG,
     )
 }

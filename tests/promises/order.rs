@@ -1,7 +1,7 @@
 //! First in, first out, whatever happens to the others.
 
 use crate::kit::{Got, HANG, Puppet, Stage, Test, board, until};
-use heirlock::{Mutex, Segment};
+use heirlock::{Mutex, Policy, Segment};
 use nix::sys::signal::Signal;
 use std::sync::mpsc;
 use std::thread;
@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
         "a_waiter_that_gives_up_leaves_and_its_successors_keep_their_place",
         || give_up(&Stage::new()),
     ),
-    ("a_timeout_that_races_with_the_hand_over_loses_no_lock", timeout_race),
+    ("a_timeout_that_races_with_the_hand_over_loses_no_lock", || timeout_race(Policy::Fifo)),
     ("a_thread_may_hold_any_number_of_locks_in_any_order", any_number),
     ("locking_again_what_the_thread_holds_is_a_clear_panic_or_none", relocking),
 ];
@@ -34,6 +34,11 @@ pub(crate) const CORE: &[fn(&Stage)] = &[
     releaser_queues,
     give_up,
 ];
+
+/// What holds as well where a lock may be taken past those who wait, as nobody
+/// comes who could do that.
+pub(crate) const WAITING: &[fn(&Stage)] =
+    &[served_in_order, |stage| killed_waiters(stage, KILLED), signals, give_up];
 
 fn served_in_order(stage: &Stage) {
     let mut owner = stage.puppet();
@@ -227,11 +232,13 @@ fn give_up(stage: &Stage) {
     waiters[0].unlock(0);
 }
 
-fn timeout_race() {
+pub(crate) fn timeout_race(policy: Policy) {
     const ROUNDS: u64 = 2_000;
-    static LOCK: Mutex<u64> = Mutex::new(0);
-    let segment: Segment<Mutex<u64>> = Segment::anonymous().expect("anonymous");
-    let locks: [&Mutex<u64>; 2] = [&segment, &LOCK];
+    let private = Mutex::with_policy(0, policy);
+    let init = |lock: &mut Mutex<u64>| *lock = Mutex::with_policy(0, policy);
+    let segment: Segment<Mutex<u64>> =
+        Segment::options().init(init).anonymous().expect("anonymous");
+    let locks: [&Mutex<u64>; 2] = [&segment, &private];
     for lock in locks {
         let (mut acquired, mut gave_up) = (0, 0);
         // In microseconds, such that both happen about as often on any machine.
