@@ -90,8 +90,8 @@ impl<T> Mutex<T> {
     /// # Examples
     ///
     /// ```
-    /// use heirlock::{Mutex, Options, Policy, Segment};
-    /// let segment: Segment<Mutex<u64>> = Options::new()
+    /// use heirlock::{Mutex, Policy, Segment};
+    /// let segment: Segment<Mutex<u64>> = Segment::options()
     ///     .init(|mutex| *mutex = Mutex::with_policy(1, Policy::Throughput))
     ///     .anonymous()?;
     /// assert_eq!(*segment.lock(), 1);
@@ -170,7 +170,8 @@ impl<T: ?Sized> Mutex<T> {
         }
     }
 
-    /// Takes the lock if nobody holds it and nobody waits for it.
+    /// Takes the lock if nobody holds it and nobody waits for it; with
+    /// [`Policy::Throughput`], if nobody has waited for a millisecond.
     ///
     /// What a dead thread held is inherited, and the dead do not count as
     /// waiting. It never waits for an owner; if threads have died in the queue

@@ -80,8 +80,8 @@ mod start {
         std::process::exit(i32::from(!well));
     }
 
-    /// With one CPU nothing happens while somebody else runs, and waiters do
-    /// not spin: every run takes the same way.
+    /// With one CPU nothing happens while somebody else runs; and a waiter that is
+    /// stepped has no time left to spin. So every run takes the same way.
     fn stay_on_one_cpu() {
         let me = Pid::from_raw(0);
         let allowed = sched_getaffinity(me).expect("the allowed CPUs");
