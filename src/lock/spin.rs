@@ -18,7 +18,7 @@ pub(super) const WINDOW: u32 = 8;
 const SPIN: u32 = 8;
 
 /// For how many ticks a thread stays awake at most, once it no longer spins.
-const AWAKE: u32 = 1000;
+const AWAKE: u32 = 600;
 
 /// After so many times in vain a thread goes to sleep at once...
 const TRIES: u32 = 4;
