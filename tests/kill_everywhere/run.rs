@@ -294,7 +294,10 @@ impl Run {
         let mut tally = Tally::default();
         let Some(recorded) = self.usual(scenario) else { return tally };
         let lefts = self.first_kills(&recorded, &mut tally);
-        if self.effort == Effort::First {
+        // Recovering does not depend on the policy, but for words that the first kills
+        // have changed.
+        let recovers_alike = scenario.policy == Policy::Throughput && self.effort == Effort::Usual;
+        if self.effort == Effort::First || recovers_alike {
             tally.images = lefts.len();
             return tally;
         }

@@ -24,6 +24,7 @@ use crate::scenario::{BASE, Do, Leg, Op, SCENARIOS, Scenario, Wake, Who, leg};
 use crate::trace::{How, Point, SIGNAL, Traced, process_state};
 use crate::victim::{Outcome, handle_signals};
 use crate::world::World;
+use heirlock::Policy;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
@@ -174,7 +175,12 @@ impl Run {
             .map(|scenario| (What::Nothing, scenario));
         let sensitive = SENSITIVE.iter().map(|(what, scenario)| (*what, scenario));
         let all = indifferent.chain(sensitive);
-        for (what, scenario) in all.filter(|(_, scenario)| scenario.name.contains(filter)) {
+        // In the long run, or if they are asked for, also those on throughput locks.
+        let every = self.effort == Effort::Long || !filter.is_empty();
+        let chosen = |scenario: &Scenario| {
+            scenario.name.contains(filter) && (every || scenario.policy == Policy::Fifo)
+        };
+        for (what, scenario) in all.filter(|(_, scenario)| chosen(scenario)) {
             total += self.operation(what, scenario);
             if self.broken && self.slow + self.world.slow > 0 {
                 println!("FAILED \"{}\": a heartbeat had to help", scenario.name);
