@@ -310,7 +310,7 @@ impl Drop for QueueGuard<'_> {
     }
 }
 
-/// Whether there are less than `n` waiters in front of `me`, as far as a look
+/// Whether there are at most `n` waiters in front of `me`, as far as a look
 /// without the guard can tell.
 pub(super) fn is_soon(me: &Attachment, n: u32) -> bool {
     let mut index = me.row().prev.load(SeqCst);

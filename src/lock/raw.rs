@@ -102,8 +102,8 @@ impl RawMutex {
         Ok(false)
     }
 
-    /// Takes the lock if nobody has it and nobody living waits for it. Whether
-    /// it was acquired on the fast path.
+    /// Takes the lock if nobody has it and nobody living waits for it, or the policy
+    /// lets it pass by those who do. Whether it was acquired on the fast path.
     pub(crate) fn try_lock(&self, me: &Attachment) -> Result<bool, Failed> {
         match self.lock_fast(me) {
             Fast::Done => return Ok(true),

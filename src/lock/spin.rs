@@ -11,7 +11,7 @@
 use crate::sys::{clock, process};
 use core::cell::Cell;
 
-/// How many waiters stay awake.
+/// A waiter stays awake that has at most this many in front of it.
 pub(super) const WINDOW: u32 = 8;
 
 /// For how many ticks a thread spins at most.
@@ -31,7 +31,7 @@ thread_local! {
     /// lock, which has no room for it; threads that meet at a lock see the same.
     static IN_VAIN: Cell<u32> = const { Cell::new(0) };
 
-    /// Whether more than [`WINDOW`] others waited when this thread did last.
+    /// Whether more than [`WINDOW`] others were in front when this thread waited last.
     static CROWDED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -78,13 +78,11 @@ fn look_for(ticks: u32, found: impl Fn() -> bool, between: impl Fn()) -> bool {
         return true;
     }
     let start = clock::ticks();
-    loop {
+    while clock::ticks().wrapping_sub(start) < ticks {
+        between();
         if found() {
             return true;
         }
-        if clock::ticks().wrapping_sub(start) >= ticks {
-            return false;
-        }
-        between();
     }
+    false
 }

@@ -99,9 +99,10 @@ pub enum Policy {
     /// until another one has been woken: under contention that multiplies how
     /// often the lock is acquired.
     ///
-    /// The millisecond is on `CLOCK_MONOTONIC`. Processes in time namespaces
-    /// with other offsets take each other's waits for longer than they are, and
-    /// hand over.
+    /// On x86-64 the millisecond is a million ticks of the processor's time-stamp
+    /// counter, and so less: at 2.6 GHz, 0.4 ms. Elsewhere it is on
+    /// `CLOCK_MONOTONIC`; processes in time namespaces with other offsets take each
+    /// other's waits for longer than they are, and hand over.
     Throughput,
 }
 

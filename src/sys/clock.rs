@@ -1,5 +1,5 @@
-//! Absolute deadlines on `CLOCK_MONOTONIC`, the clock of `futex_waitv`.
-
+//! Absolute deadlines on `CLOCK_MONOTONIC`, the clock of `futex_waitv`, and ticks for
+//! what has to be cheap.
 #![allow(unsafe_code)]
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -13,9 +13,9 @@ pub(crate) struct Deadline {
     nanos: i64,
 }
 
-/// The present in ticks of at most a microsecond, for differences far below the
-/// quarter of an hour after which they start again. Cheap, and neither shifted by
-/// a time namespace.
+/// The present in ticks of at most 1.024 microseconds, for differences far below the
+/// quarter of an hour after which they start again. Cheaper than the clock, and not
+/// shifted by a time namespace.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn ticks() -> u32 {

@@ -16,6 +16,7 @@ mod ground;
 mod scene;
 mod stepped;
 mod storm;
+mod unfenced;
 mod worker;
 
 use std::time::Duration;
@@ -38,7 +39,7 @@ fn main() {
     // The trials have watchdogs of their own, which say more.
     let guard = Duration::from_secs(if is_long() { 3600 } else { 600 });
     kit::run(
-        &[directed::TESTS, stepped::TESTS, storm::TESTS],
+        &[directed::TESTS, stepped::TESTS, unfenced::TESTS, storm::TESTS],
         &[
             ("worker", worker::play),
             ("auditor", worker::audit),
