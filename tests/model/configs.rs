@@ -6,7 +6,6 @@
 //! thread that cannot have the others fence, locks that whoever comes may take.
 
 use crate::model::{Config, NESTED, ONCE, OTHER, TRIES, TWICE, UNFENCED};
-use crate::mutants::Mutant;
 
 /// When a configuration is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -195,141 +194,30 @@ pub(crate) const ALL: &[Bounds] = &[
             reuses: 1,
             ..THROUGHPUT
         },
-        floor: 230_000,
+        floor: 260_000,
     },
     Bounds {
         name: "throughput, 2 threads x 2, 2 deaths, 2 re-uses",
         size: Size::Medium,
         config: Config { programs: [TWICE, TWICE, 0, 0], kills: 2, reuses: 2, ..THROUGHPUT },
-        floor: 974_000,
+        floor: 1_080_000,
     },
     Bounds {
         name: "throughput, 3 threads x 1, give-ups, 1 death",
         size: Size::Small,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], give_ups: true, kills: 1, ..THROUGHPUT },
-        floor: 565_000,
+        floor: 665_000,
     },
     Bounds {
         name: "throughput, 3 threads x 1, 2 deaths, 1 panic of an heir",
         size: Size::Medium,
         config: Config { programs: [ONCE, ONCE, ONCE, 0], kills: 2, panics: 1, ..THROUGHPUT },
-        floor: 494_000,
+        floor: 555_000,
     },
     Bounds {
         name: "throughput, 3 threads, one twice, 1 death, 1 re-use",
-        size: Size::Medium,
+        size: Size::Full,
         config: Config { programs: [TWICE, ONCE, ONCE, 0], kills: 1, reuses: 1, ..THROUGHPUT },
         floor: 26_700_000,
-    },
-    Bounds {
-        name: "throughput, nudge at grant, 2 threads x 2, give-ups, 1 death, 1 re-use",
-        size: Size::Small,
-        config: Config {
-            programs: [TWICE, TWICE, 0, 0],
-            give_ups: true,
-            kills: 1,
-            reuses: 1,
-            mutant: Some(Mutant::NudgeAtGrant),
-            ..THROUGHPUT
-        },
-        floor: 224_000,
-    },
-    Bounds {
-        name: "throughput, nudge at grant, 3 threads x 1, give-ups, 1 death",
-        size: Size::Small,
-        config: Config {
-            programs: [ONCE, ONCE, ONCE, 0],
-            give_ups: true,
-            kills: 1,
-            mutant: Some(Mutant::NudgeAtGrant),
-            ..THROUGHPUT
-        },
-        floor: 532_000,
-    },
-    Bounds {
-        name: "throughput, nudge at grant, 3 threads x 1, 2 deaths, 1 panic of an heir",
-        size: Size::Small,
-        config: Config {
-            programs: [ONCE, ONCE, ONCE, 0],
-            kills: 2,
-            panics: 1,
-            mutant: Some(Mutant::NudgeAtGrant),
-            ..THROUGHPUT
-        },
-        floor: 472_000,
-    },
-    Bounds {
-        name: "throughput, nudge at grant only, 2 threads x 2, give-ups, 1 death, 1 re-use",
-        size: Size::Small,
-        config: Config {
-            programs: [TWICE, TWICE, 0, 0],
-            give_ups: true,
-            kills: 1,
-            reuses: 1,
-            mutant: Some(Mutant::NudgeAtGrantOnly),
-            ..THROUGHPUT
-        },
-        floor: 180_000,
-    },
-    Bounds {
-        name: "throughput, nudge at grant only, 3 threads x 1, give-ups, 1 death",
-        size: Size::Small,
-        config: Config {
-            programs: [ONCE, ONCE, ONCE, 0],
-            give_ups: true,
-            kills: 1,
-            mutant: Some(Mutant::NudgeAtGrantOnly),
-            ..THROUGHPUT
-        },
-        floor: 217_000,
-    },
-    Bounds {
-        name: "throughput, nudge at grant only, 3 threads x 1, 2 deaths, 1 panic of an heir",
-        size: Size::Small,
-        config: Config {
-            programs: [ONCE, ONCE, ONCE, 0],
-            kills: 2,
-            panics: 1,
-            mutant: Some(Mutant::NudgeAtGrantOnly),
-            ..THROUGHPUT
-        },
-        floor: 237_000,
-    },
-    Bounds {
-        name: "throughput, nudge without the guard, 2 threads x 2, give-ups, 1 death, 1 re-use",
-        size: Size::Small,
-        config: Config {
-            programs: [TWICE, TWICE, 0, 0],
-            give_ups: true,
-            kills: 1,
-            reuses: 1,
-            mutant: Some(Mutant::HeadNudgedWithoutGuard),
-            ..THROUGHPUT
-        },
-        floor: 260_000,
-    },
-    Bounds {
-        name: "throughput, nudge without the guard, 3 threads x 1, give-ups, 1 death",
-        size: Size::Small,
-        config: Config {
-            programs: [ONCE, ONCE, ONCE, 0],
-            give_ups: true,
-            kills: 1,
-            mutant: Some(Mutant::HeadNudgedWithoutGuard),
-            ..THROUGHPUT
-        },
-        floor: 687_000,
-    },
-    Bounds {
-        name: "throughput, nudge without the guard, 3 threads x 1, 2 deaths, 1 panic of an heir",
-        size: Size::Small,
-        config: Config {
-            programs: [ONCE, ONCE, ONCE, 0],
-            kills: 2,
-            panics: 1,
-            mutant: Some(Mutant::HeadNudgedWithoutGuard),
-            ..THROUGHPUT
-        },
-        floor: 556_000,
     },
 ];

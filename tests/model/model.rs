@@ -149,6 +149,7 @@ impl LockModel {
         match thread.pc {
             Pc::UnlockLoadTail => s.locks[usize::from(thread.lock)].tail != 0,
             Pc::FindHead => thread.job == Job::Barge,
+            Pc::LockReloadTail => s.locks[usize::from(thread.lock)].tail != 0,
             _ => false,
         }
     }
@@ -199,7 +200,7 @@ impl LockModel {
             // A splice may have the life in front still to load.
             let hint = thread.pc.is_hint()
                 && (thread.pc != Pc::SpliceOwn || thread.behind != 0)
-                && !self.is(Mutant::HeadNudgedWithoutGuard);
+                && !self.config.throughput;
             let local = hint || thread.pc.is_local() && !is_targeted(s, i);
             thread.alive && thread.buffer.is_empty() && local
         })
@@ -333,7 +334,8 @@ impl Model for LockModel {
             Action::Otherwise(i) => Stepper::new(self, *s, i.into()).otherwise(),
         };
         normalise(&mut next);
-        if next.kills == 0 && !self.is(Mutant::HeadNudgedWithoutGuard) {
+        // Of a throughput lock the head is looked at without the guard.
+        if next.kills == 0 && !self.config.throughput {
             (0..LOCKS).for_each(|lock| forget_hints(&mut next, lock));
         }
         Some(next)

@@ -25,9 +25,6 @@
 //!   may die right after the look at its life. (Explored in full: three threads,
 //!   two deaths, with a re-use or give-ups; two locks, two deaths; the last of
 //!   the three with two locks, two deaths and a re-use or give-ups, too.)
-//! * `Mutant::NudgeAtGrant`, `Mutant::NudgeAtGrantOnly` and
-//!   `Mutant::HeadNudgedWithoutGuard` are no faults but other ways to run a
-//!   throughput lock. They hold, and [`crate::configs`] says so.
 //! * Faults of memory ordering, but for those of the hasty release.
 //! * Faults in how a thread parks on the guard word itself (a wake of one where
 //!   all are due): waiting for the guard is not spelt out.
@@ -129,21 +126,12 @@ pub(crate) enum Mutant {
     DeadHeadNudged,
     /// Whoever takes the dead head out does not nudge the one behind it.
     NoNudgeBehindDeadHead,
-    /// Throughput: whoever barges looks whether the oldest has waited too long,
-    /// but does not nudge it.
-    NoNudgeOfBarge,
-    /// As [`Mutant::NoNudgeOfBarge`]; but `grant_slow` nudges the oldest before it
-    /// hands over.
-    NudgeAtGrant,
-    /// As [`Mutant::NoSettleBarge`]; but `grant_slow` nudges the oldest before it
-    /// hands over.
-    NudgeAtGrantOnly,
+    /// Throughput: `grant_slow` hands over to the oldest, which may still watch an
+    /// owner before it.
+    NoNudgeBeforeGrant,
     /// Throughput: whoever barges hands over to the oldest, which may still watch
     /// the owner before it.
     NoNudgeBeforeYield,
-    /// `release_slow` nudges whom `head` names, without the guard, if it names
-    /// somebody.
-    HeadNudgedWithoutGuard,
 }
 
 /// Where a deliberate fault shows.
@@ -239,5 +227,5 @@ pub(crate) const CAUGHT: &[Catch] = &[
     catch(Mutant::NextInFrontNotForgotten, HINT_TRUTH, DEADLINES),
     catch(Mutant::HintBeforeUnlink, HINT_TRUTH, DEATH),
     catch(Mutant::NoNudgeBeforeYield, NO_STUCK_WAITER, THROUGHPUT),
-    catch(Mutant::NoNudgeOfBarge, NO_STUCK_WAITER, THROUGHPUT),
+    catch(Mutant::NoNudgeBeforeGrant, NO_STUCK_WAITER, THROUGHPUT),
 ];

@@ -38,7 +38,7 @@ enum Hint {
 impl Stepper<'_> {
     /// Can nobody see an edit half done any more?
     fn at_once(&self) -> bool {
-        self.s.kills == 0 && !self.is(Mutant::HeadNudgedWithoutGuard)
+        self.s.kills == 0 && !self.model.config.throughput
     }
 
     /// `oldest()`, and what it is wanted for.
@@ -92,10 +92,7 @@ impl Stepper<'_> {
     /// Who barged keeps the lock.
     fn keep(&mut self) {
         self.acquired();
-        let nudges = self.registers().peer != 0
-            && !self.is(Mutant::NoNudgeOfBarge)
-            && !self.is(Mutant::NudgeAtGrant);
-        self.work(Job::Barge, if nudges { Pc::NudgeState } else { Pc::GuardDrop });
+        self.work(Job::Barge, Pc::GuardDrop);
     }
 
     /// The walk that finds the head stores one more hint. What comes after the

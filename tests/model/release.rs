@@ -196,6 +196,10 @@ impl Stepper<'_> {
         if self.registers().pc == Pc::FindHead {
             self.thread().job = Job::Yield;
             self.find_head();
+        } else if self.registers().pc == Pc::LockReloadTail {
+            // `all_are_patient`: a look at the head's time, without the guard.
+            self.acquired();
+            self.lock_done();
         } else {
             self.leave_critical_section();
             let bit = 1 << self.lock_number();
@@ -260,7 +264,7 @@ impl Stepper<'_> {
     fn unlock_reload_tail(&mut self) {
         let published = self.s.rows[self.i].lock != 0;
         let head = self.header().head;
-        if self.is(Mutant::HeadNudgedWithoutGuard) && self.header().tail != 0 && head != 0 {
+        if self.model.config.throughput && self.header().tail != 0 && head != 0 {
             // The load of `head`, just behind that of `tail`.
             self.target(head);
             return self.work(Job::ReleaseHead, Pc::NudgeState);

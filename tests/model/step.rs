@@ -98,7 +98,7 @@ impl<'m> Stepper<'m> {
 
     /// Does `grant_slow` nudge the oldest before it hands over?
     pub(crate) fn nudges_at_grant(&self) -> bool {
-        self.is(Mutant::NudgeAtGrant) || self.is(Mutant::NudgeAtGrantOnly)
+        self.model.config.throughput && !self.is(Mutant::NoNudgeBeforeGrant)
     }
 
     /// Does the row's life word say that its thread died?

@@ -77,7 +77,7 @@ impl Stepper<'_> {
             let fences = self.registers().fencing || self.registers().pc == Pc::BargeCasOwner;
             self.own(if fences { me.as_fencing() } else { me }, false);
             // Who barges may hand over yet, and has not acquired before.
-            let settles = !self.is(Mutant::NoSettleBarge) && !self.is(Mutant::NudgeAtGrantOnly);
+            let settles = !self.is(Mutant::NoSettleBarge);
             if !self.model.config.throughput || !settles {
                 self.acquired();
             }
@@ -93,7 +93,7 @@ impl Stepper<'_> {
     }
 
     /// Acquired on the fast path: `Fast::Done`.
-    fn lock_done(&mut self) {
+    pub(crate) fn lock_done(&mut self) {
         if !self.header().owner.fences() {
             self.mark_hasty();
         }
