@@ -46,6 +46,8 @@ fn main() {
             ("stepper", stepped::play),
             ("newcomer", stepped::attach),
             ("hog", directed::hog),
+            ("releaser", unfenced::release),
+            ("queuer", unfenced::queue),
         ],
         guard,
     )

@@ -1,44 +1,74 @@
 //! Releases without a fence, as fast as they come, beside somebody who queues.
-#![allow(clippy::disallowed_types, reason = "not a word of the crate's")]
 
-use crate::kit::{Test, skip};
+use crate::kit::{Board, Process, Test, skip};
 use crate::scene::Scene;
+use heirlock::Segment;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::hint::spin_loop;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 pub(crate) const TESTS: &[Test] =
     &[("who_queues_behind_a_release_without_a_fence_is_seen", queues_behind)];
 
-/// How often somebody queues. Only what is optimized is fast enough to show a fault:
-/// `ci/broken-locks` builds it so.
-const ROUNDS: u32 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
+/// How many times somebody queues, so many times each. Only what is optimized is
+/// fast enough to show a fault: `ci/broken-locks` builds it so.
+const TURNS: u32 = if cfg!(debug_assertions) { 2 } else { 20 };
+const ROUNDS: u32 = 50_000;
 
-/// In how many of the rounds the other one had the lock: or else nothing was tried.
-const MET: u64 = 1_000;
+/// In one of how many rounds at least the other one must have the lock: or else
+/// nothing is tried.
+const MET: u64 = 100;
 
-/// Waits that a signal may end do not stay awake: so there is nothing between the
-/// doorway and the sleep in which the release could become visible by itself.
 fn queues_behind() {
     let allowed = sched_getaffinity(Pid::from_raw(0)).expect("the affinity");
     let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
     let (Some(first), Some(second)) = (cpus.next(), cpus.next()) else {
-        skip("with one processor nothing is executed in another order".to_owned());
+        skip("with one processor nothing is executed in another order");
     };
     let scene = Scene::new();
-    let lock = &scene.segment.locks[0];
-    let done = AtomicBool::new(false);
-    let met = thread::scope(|scope| {
-        scope.spawn(|| {
-            run_on(first);
-            while !done.load(Relaxed) {
-                drop(lock.lock());
-            }
-        });
-        run_on(second);
-        let mut met = 0;
+    let path = scene.path.to_str().expect("a printable path");
+    let start = |role, cpu: usize| {
+        let mut command = Process::command(role, &[path, &cpu.to_string()]);
+        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let process = Process::from_command(process);
+        scene.watch(&process);
+        process
+    };
+    let mut releaser = start("releaser", first);
+    let mut queuer = start("queuer", second);
+    let (_stdin, said) = queuer.pipes();
+    let (mut turns, mut met) = (0, 0);
+    for line in BufReader::new(said).lines() {
+        scene.progress();
+        turns += 1;
+        met += line.expect("read").parse::<u64>().expect("a number");
+    }
+    scene.unwatch(&releaser);
+    releaser.kill();
+    assert_eq!(turns, TURNS, "somebody was not seen");
+    println!("{} rounds, in {met} of which the lock was held", TURNS * ROUNDS);
+    assert!(met * MET >= u64::from(TURNS * ROUNDS), "the lock was held in {met} rounds");
+}
+
+/// Locks and unlocks until it is killed.
+pub(crate) fn release(args: &[String]) {
+    let segment = join(args);
+    loop {
+        drop(segment.locks[0].lock());
+    }
+}
+
+/// Queues, in waits that a signal may end: these do not stay awake, so that there is
+/// nothing between the doorway and the sleep in which the release could become
+/// visible by itself.
+pub(crate) fn queue(args: &[String]) {
+    let segment = join(args);
+    let lock = &segment.locks[0];
+    for _ in 0..TURNS {
+        let mut met = 0_u64;
         for round in 0..ROUNDS {
             for _ in 0..round % 64 {
                 spin_loop();
@@ -46,16 +76,14 @@ fn queues_behind() {
             met += u64::from(lock.is_locked());
             drop(lock.lock_interruptible().expect("no signal comes"));
         }
-        done.store(true, Relaxed);
-        met
-    });
-    sched_setaffinity(Pid::from_raw(0), &allowed).expect("the affinity as it was");
-    println!("{ROUNDS} rounds, in {met} of which the lock was held");
-    assert!(met >= MET, "the lock was held in {met} rounds");
+        println!("{met}");
+    }
 }
 
-fn run_on(cpu: usize) {
+fn join(args: &[String]) -> Segment<Board> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).expect("prctl");
     let mut set = CpuSet::new();
-    set.set(cpu).expect("a CPU in range");
-    sched_setaffinity(Pid::from_raw(0), &set).expect("pin a thread");
+    set.set(args[1].parse().expect("a number")).expect("a CPU in range");
+    sched_setaffinity(Pid::from_raw(0), &set).expect("pin a process");
+    Segment::open(&args[0]).expect("open")
 }
