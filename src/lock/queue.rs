@@ -222,6 +222,7 @@ impl<'a> QueueGuard<'a> {
             if id.index() != head {
                 return Err(Corrupted("a waiter waits under an id that is not its own"));
             }
+            // Relaxed, as `waiting_as` could be: published with `tail`.
             let since = row.since.load(Relaxed);
             return Ok(Some(Oldest { index: head, id, state, since }));
         }

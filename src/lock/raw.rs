@@ -179,6 +179,7 @@ impl RawMutex {
         if let Err(Failed::Corrupted(_)) = result {
             me.mark_broken();
         } else {
+            // Release: whoever finds 0 here finds this row out of the queue.
             me.row().lock.store(0, Release);
         }
         if result.is_ok() {
@@ -198,6 +199,7 @@ impl RawMutex {
     /// then the head is told at each release.
     fn barge(&self, me: &Attachment) -> Result<bool, Corrupted> {
         let owner = me.id().as_fencing().bits();
+        // Relaxed on failure: nothing is read from it.
         if self.0.owner.compare_exchange(0, owner, SeqCst, Relaxed).is_err() {
             return Ok(false);
         }
@@ -234,6 +236,9 @@ impl RawMutex {
     fn enqueue(&self, me: &Attachment, policy: Policy) -> Result<WaitState, Corrupted> {
         let row = me.row();
         let index = me.id().index();
+        // Relaxed, all of them: the doorway's CAS publishes them to whoever finds this
+        // row through `tail`. (Who re-uses the row of a dead thread has seen its
+        // death, which is behind all that it did.)
         row.lock.store(self.0.name_in(me.mapping()), Relaxed);
         row.waiting_as.store(me.id().bits(), Relaxed);
         if policy == Policy::Throughput {
@@ -583,6 +588,7 @@ impl RawMutex {
         edit: impl FnOnce(&QueueGuard) -> Result<R, Corrupted>,
     ) -> Result<R, Corrupted> {
         let lock = &me.row().lock;
+        // Relaxed: taking the guard publishes it. Release: the edit is done.
         lock.store(self.0.name_in(me.mapping()), Relaxed);
         let result = edit(&QueueGuard::take(&self.0, me)?);
         lock.store(0, Release);
