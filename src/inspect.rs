@@ -9,7 +9,7 @@ use crate::memory::registry::{self, Found};
 use crate::mutex::Mutex;
 use crate::participant::id::Id;
 use crate::participant::life::Fate;
-use crate::participant::table::{Identity, IdentityRecord, Row, Table};
+use crate::participant::table::{Counters, Identity, IdentityRecord, Row, Table};
 use crate::segment::{Participant, Segment, display_name};
 use crate::sys::atomic::Ordering::{Acquire, Relaxed};
 use crate::sys::atomic::fence;
@@ -93,12 +93,12 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    fn of(row: &Row) -> Self {
+    fn of(counters: &Counters) -> Self {
         Self {
-            sleeps: row.sleeps.get(),
-            interruptions: row.interruptions.get(),
-            wakes: row.wakes.get(),
-            barriers: row.barriers.get(),
+            sleeps: counters.sleeps.get(),
+            interruptions: counters.interruptions.get(),
+            wakes: counters.wakes.get(),
+            barriers: counters.barriers.get(),
         }
     }
 }
@@ -119,7 +119,7 @@ impl Statistics {
 /// ```
 pub fn statistics<T>(segment: &Segment<T>, participant: Participant) -> Option<Statistics> {
     let table = Table::new(segment.mapping());
-    let statistics = Statistics::of(table.row(participant.row())?);
+    let statistics = Statistics::of(table.counters(participant.row())?);
     // Pairs with `Counter::reset`, before which the next user of the row bumps
     // the generation: if it is the old one, so are the counters.
     fence(Acquire);

@@ -114,12 +114,12 @@ pub(super) fn sleep(
         if !active(Fault::NoRelay) && !active(Fault::NoPending) {
             me.publish_watch(Some((life, watched.life)));
         }
-        me.row().sleeps.add_one();
+        me.counters().sleeps.add_one();
         match futex::wait(words, until, interruptible && !active(Fault::Deaf)) {
             Ok(Woken::Look) => break Ok(Slept::Look),
             // EINTR: the place in the queue is kept, the deadline stands.
             Ok(Woken::Signal) => {
-                me.row().interruptions.add_one();
+                me.counters().interruptions.add_one();
                 if interruptible {
                     break Ok(Slept::Interrupted);
                 }
@@ -176,7 +176,7 @@ pub(super) fn rearm(row: &Row, waiting: WaitState) {
 /// Has every owner that has not released yet see that somebody waits, be it that
 /// it releases without a fence. `false` where that cannot be had.
 pub(super) fn fence_owners(me: &Attachment) -> bool {
-    me.row().barriers.add_one();
+    me.counters().barriers.add_one();
     active(Fault::NoBarrier) || membarrier::heavy()
 }
 
@@ -230,7 +230,7 @@ pub(super) fn tell_granted(row: &Row, asked: WaitState) -> bool {
 /// Wakes the waiter in this row, if there is one to be woken.
 pub(super) fn wake(me: &Attachment, asleep: Option<u32>) {
     if let Some(row) = asleep.and_then(|index| me.table().row(index)) {
-        me.row().wakes.add_one();
+        me.counters().wakes.add_one();
         futex::wake_all(&row.state);
     }
 }

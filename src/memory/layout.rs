@@ -5,7 +5,7 @@
 //! 0                     header, 128 bytes used of 4096
 //!     0   u64           magic, "HEIRLOCK" (so a machine of the other byte
 //!                       order finds something else)
-//!     8   u32           layout version, 2
+//!     8   u32           layout version, 3
 //!    12   u32           state: 0 unfinished, 0x5245_4459 ready
 //!    16   u64           schema, the user's own version number
 //!    24   u64           size of T in bytes
@@ -24,6 +24,7 @@
 //!     0   16 bytes      zero in a file; in process-private memory the
 //!                       robust-list node of the row before
 //!     64  32 * 64       identities of the last 32 users of the row
+//!   2112  4 * u64       what the user of the row has been through, for people
 //!     page - 32  u64    the generation: which user of the row this is
 //!     page - 24  u32    the life word
 //! life_offset + capacity * page
@@ -47,7 +48,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// "HEIRLOCK" as a little-endian machine reads it.
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"HEIRLOCK");
 /// The version of everything said above.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// The header's `state` once the creator is done.
 pub(crate) const READY: u32 = 0x5245_4459;
 /// The most rows that a 16-bit index can name (0 means nobody).
@@ -60,6 +61,12 @@ pub(crate) const ROW_SIZE: usize = 64;
 pub(crate) const MAX_ALIGN: usize = 4096;
 /// Where in its page the identities of a row's users begin.
 pub(crate) const IDENTITIES_OFFSET: usize = 64;
+/// How many users of a row are remembered.
+pub(crate) const IDENTITIES: usize = 32;
+/// How much room each takes in bytes.
+pub(crate) const IDENTITY_SIZE: usize = 64;
+/// Where in its page a row's counters are.
+pub(crate) const COUNTERS_OFFSET: usize = IDENTITIES_OFFSET + IDENTITIES * IDENTITY_SIZE;
 /// What a lock takes up in bytes, and how it is aligned.
 pub(crate) const LOCK_SIZE: usize = 16;
 pub(crate) const LOCK_ALIGN: usize = 8;

@@ -3,7 +3,7 @@
 
 use super::id::{Id, next_generation};
 use super::life::{bury_if_gone, witness_byte};
-use super::table::{Identity, Row, Table};
+use super::table::{Counters, Identity, Row, Table};
 use crate::memory::error::Corrupted;
 use crate::memory::map::Mapping;
 use crate::memory::registry;
@@ -167,6 +167,10 @@ impl Attachment {
 
     pub(crate) fn table(&self) -> Table<'_> {
         Table::new(&self.mapping)
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        self.table().counters(self.id().index()).expect("the own row was checked at attach")
     }
 
     pub(crate) fn row(&self) -> &Row {
@@ -531,10 +535,7 @@ pub(crate) fn attach(
     let same = last != 0 && active(Fault::SameGeneration);
     let generation = if same { last } else { next_generation(last) };
     current.store(generation, Ordering::Release);
-    row.sleeps.reset();
-    row.interruptions.reset();
-    row.wakes.reset();
-    row.barriers.reset();
+    table.counters(index).ok_or(Corrupted("a claimed row is out of range"))?.reset();
     let id = Id::new(index, generation);
     table.write_identity(id, &identity);
     let life = mapping.life_word(index);

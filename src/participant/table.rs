@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::id::Id;
-use crate::memory::layout::{IDENTITIES_OFFSET, Layout, ROW_SIZE};
+use crate::memory::layout::{
+    COUNTERS_OFFSET, IDENTITIES, IDENTITIES_OFFSET, IDENTITY_SIZE, Layout, ROW_SIZE,
+};
 use crate::memory::map::Mapping;
 use crate::sys::atomic::{AtomicU16, AtomicU32, AtomicU64, Note, Ordering, fence};
 use crate::sys::counter::Counter;
@@ -18,10 +20,11 @@ use zerocopy::FromBytes;
 /// | `next` | whoever holds the lock's guard | the waiter behind, if that is known already; else 0 |
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
 /// | `since` | its thread | when it enqueued, in `sys::clock::ticks`; for locks that can be taken past a queue |
-/// | `sleeps` | its thread | how many futex waits it made, for people |
-/// | `interruptions` | its thread | how many of them a signal handler ended, for people |
-/// | `wakes` | its thread | how many waiters it woke, for people |
-/// | `barriers` | its thread | how many times it had all others fence, for people |
+/// | `stage` | its thread, and who notifies it | how far its wait for a condition variable has come |
+/// | `condvar` | its thread | the condition variable that it waits for, named like `lock`; 0 none |
+/// | `asleep` | its thread | since when it sleeps in its present wait, in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet |
+/// | `terms` | its thread | what may end its present wait, for who looks for deadlocks |
+/// | `token` | whoever unparks it, and its thread | futex; whether it may return from `park` |
 #[derive(FromBytes, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Row {
@@ -31,11 +34,39 @@ pub(crate) struct Row {
     pub(crate) next: Note,
     pub(crate) state: AtomicU32,
     pub(crate) since: AtomicU32,
-    reserved: u32,
+    pub(crate) stage: AtomicU32,
+    pub(crate) condvar: AtomicU64,
+    pub(crate) asleep: AtomicU64,
+    pub(crate) terms: AtomicU32,
+    pub(crate) token: AtomicU32,
+    reserved: u64,
+}
+
+/// What the user of a row has been through, for people: apart from the row, which
+/// others look at. Written by the row's thread.
+#[derive(FromBytes, Debug)]
+#[repr(C)]
+pub(crate) struct Counters {
+    /// How many futex waits it made.
     pub(crate) sleeps: Counter,
+    /// How many of them a signal handler ended.
     pub(crate) interruptions: Counter,
+    /// How many waiters it woke.
     pub(crate) wakes: Counter,
+    /// How many times it had all others fence.
     pub(crate) barriers: Counter,
+}
+
+impl Counters {
+    /// Where those of row `index` are.
+    pub(crate) fn offset(layout: &Layout, index: u32) -> usize {
+        layout.life_page(index) + COUNTERS_OFFSET
+    }
+
+    pub(super) fn reset(&self) {
+        let Self { sleeps, interruptions, wakes, barriers } = self;
+        [sleeps, interruptions, wakes, barriers].into_iter().for_each(Counter::reset);
+    }
 }
 
 /// Which row comes next in some direction: its index, 0 for none.
@@ -92,18 +123,17 @@ pub(crate) struct IdentityRecord {
     reserved: [u64; 2],
 }
 
-/// How many users of a row are remembered.
-const IDENTITIES: u64 = 32;
-
 const _: () = {
     use core::mem::offset_of;
     assert!(size_of::<Row>() == ROW_SIZE && align_of::<Row>() == ROW_SIZE);
     assert!(offset_of!(Row, lock) == 0 && offset_of!(Row, waiting_as) == 8);
     assert!(offset_of!(Row, prev) == 16 && offset_of!(Row, next) == 18);
     assert!(offset_of!(Row, state) == 20 && offset_of!(Row, since) == 24);
-    assert!(offset_of!(Row, sleeps) == 32 && offset_of!(Row, interruptions) == 40);
-    assert!(offset_of!(Row, wakes) == 48 && offset_of!(Row, barriers) == 56);
-    assert!(size_of::<IdentityRecord>() == 64);
+    assert!(offset_of!(Row, stage) == 28 && offset_of!(Row, condvar) == 32);
+    assert!(offset_of!(Row, asleep) == 40 && offset_of!(Row, terms) == 48);
+    assert!(offset_of!(Row, token) == 52);
+    assert!(size_of::<Counters>() == 32 && COUNTERS_OFFSET.is_multiple_of(64));
+    assert!(size_of::<IdentityRecord>() == IDENTITY_SIZE);
     assert!(offset_of!(IdentityRecord, generation) == 0);
     assert!(offset_of!(IdentityRecord, pid) == 8 && offset_of!(IdentityRecord, tid) == 12);
     assert!(offset_of!(IdentityRecord, pid_namespace) == 16);
@@ -124,7 +154,7 @@ pub(crate) struct Identity {
 impl IdentityRecord {
     /// Where the record of `id` is, whose index is a row's.
     pub(crate) fn offset(layout: &Layout, id: Id) -> usize {
-        let slot = (id.generation() % IDENTITIES) as usize;
+        let slot = (id.generation() % IDENTITIES as u64) as usize;
         layout.life_page(id.index()) + IDENTITIES_OFFSET + slot * size_of::<Self>()
     }
 
@@ -196,6 +226,14 @@ impl<'m> Table<'m> {
     #[inline]
     pub(crate) fn life(self, index: u32) -> Option<&'m AtomicU32> {
         Some(self.0.life_word(self.checked(index)?))
+    }
+
+    /// The counters of row `index`; `None` for 0 and for what is no row.
+    pub(crate) fn counters(self, index: u32) -> Option<&'m Counters> {
+        let offset = Counters::offset(self.0.layout(), self.checked(index)?);
+        // SAFETY: 32 bytes that end before the life word of the smallest page
+        // (4096 - 32); otherwise as in `row`.
+        Some(unsafe { &*self.0.base().add(offset).cast::<Counters>() })
     }
 
     fn record(self, index: u32, generation: u64) -> Option<&'m IdentityRecord> {
