@@ -1,5 +1,6 @@
 //! Looking into a segment without taking part: no lock, no row, no write.
 
+use crate::condvar::Condvar;
 use crate::lock::queue::snapshot;
 use crate::lock::word::{Code, LockWords, WaitState};
 use crate::memory::error::SegmentError;
@@ -17,18 +18,18 @@ use crate::sys::{process, robust_list, shm};
 use core::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 use zerocopy::FromBytes;
 
 /// How often a queue in motion is looked at before it is given up.
 const TRIES: u32 = 1000;
 
-fn mapping_of<T: ?Sized>(mutex: &Mutex<T>) -> Option<Arc<Mapping>> {
-    let address = core::ptr::from_ref(mutex.raw()).addr();
+/// The members of the queue of a lock or a condition variable.
+fn members(words: &LockWords) -> Option<Vec<Participant>> {
+    let address = core::ptr::from_ref(words).addr();
     let found = registry::lock().find(address, Mapping::private).ok()?;
-    match found {
-        Found::Shared(mapping) | Found::Private(mapping, _) => Some(mapping),
-    }
+    let (Found::Shared(mapping) | Found::Private(mapping, _)) = found;
+    let members = snapshot(words, Table::new(&mapping), TRIES)?;
+    Some(members.into_iter().map(|(id, _)| Participant(id.plain())).collect())
 }
 
 /// The threads that wait for `mutex`, in the order in which they will be
@@ -44,9 +45,23 @@ fn mapping_of<T: ?Sized>(mutex: &Mutex<T>) -> Option<Arc<Mapping>> {
 /// assert_eq!(heirlock::queue(&mutex), Some(vec![]));
 /// ```
 pub fn queue<T: ?Sized>(mutex: &Mutex<T>) -> Option<Vec<Participant>> {
-    let mapping = mapping_of(mutex)?;
-    let members = snapshot(mutex.raw().words(), Table::new(&mapping), TRIES)?;
-    Some(members.into_iter().map(|(id, _)| Participant(id.plain())).collect())
+    members(mutex.raw().words())
+}
+
+/// The threads that wait for `condvar` and were not notified yet, in the order in
+/// which they will be; dead ones among them as long as nobody has taken them out.
+/// `None` if the queue moved too fast to be seen standing still, or is corrupted.
+///
+/// Takes no lock and no row.
+///
+/// # Examples
+///
+/// ```
+/// let condvar = heirlock::Condvar::new();
+/// assert_eq!(heirlock::waiters(&condvar), Some(vec![]));
+/// ```
+pub fn waiters(condvar: &Condvar) -> Option<Vec<Participant>> {
+    members(condvar.raw().words())
 }
 
 /// The owner of `mutex`, dead or alive; `None` if it is free.

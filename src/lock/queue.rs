@@ -35,6 +35,8 @@ pub(super) struct QueueGuard<'a> {
     me: &'a Attachment,
     /// What the word is without an editor.
     free: Editor,
+    /// Whether the last editor was killed in the middle.
+    inherited: bool,
 }
 
 /// The waiter that is to be served next, as it was when it was found.
@@ -81,7 +83,7 @@ impl<'a> QueueGuard<'a> {
         let table = me.table();
         let mine = Editor::new(me.id());
         let mut spun = false;
-        let free = loop {
+        let (free, inherited) = loop {
             let editor = Editor::from_bits(words.guard.load(SeqCst));
             let replace = |new: Editor| {
                 words.guard.compare_exchange(editor.bits(), new.bits(), SeqCst, SeqCst).is_ok()
@@ -91,7 +93,7 @@ impl<'a> QueueGuard<'a> {
             // did. Sleepers keep their wake: it passes on with the bit.
             if row == 0 || row == mine.row() {
                 if replace(mine.in_place_of(editor)) {
-                    break editor.gone();
+                    break (editor.gone(), row != 0);
                 }
                 continue;
             }
@@ -101,7 +103,7 @@ impl<'a> QueueGuard<'a> {
                 // First: once the guard is taken nobody need look at the dead.
                 table.relay(row);
                 if replace(mine.in_place_of(editor)) {
-                    break editor.gone();
+                    break (editor.gone(), true);
                 }
                 continue;
             }
@@ -116,10 +118,15 @@ impl<'a> QueueGuard<'a> {
                 let watched = Watched { index: row, life, hasty: false, lossy: false };
                 let own = (&words.guard, editor.awaited().bits());
                 // Neither a deadline nor a signal ends it: an edit is short.
-                wait::sleep(me, own, watched, wait::Limits::default())?;
+                wait::sleep(me, own, Some(watched), wait::Limits::default())?;
             }
         };
-        Ok(Self { words, me, free })
+        Ok(Self { words, me, free, inherited })
+    }
+
+    /// Whether the guard was taken over from a dead editor.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     pub(super) fn policy(&self) -> Policy {
@@ -186,6 +193,60 @@ impl<'a> QueueGuard<'a> {
         let behind = if prev == 0 { &self.words.head } else { &self.row(prev)?.next };
         behind.set(successor as u16);
         Ok(())
+    }
+
+    /// Has `enter` put the head, row `index`, into another queue, and takes it out of
+    /// this one then. If the thread is killed in between, [`Self::former_head`] finds
+    /// it.
+    pub(super) fn transfer_head(
+        &self,
+        index: u32,
+        enter: impl FnOnce() -> Result<(), Corrupted>,
+    ) -> Result<(), Corrupted> {
+        let successor = self.nth(1)?.unwrap_or(0);
+        // From here on the editors of the other queue note what they learn there.
+        self.forget(index, 0)?;
+        enter()?;
+        self.begin_with(successor, index)
+    }
+
+    /// The row that stands where a head would, but is no member (any more), and who
+    /// is behind it, 0 for nobody. For who took the guard over.
+    pub(super) fn former_head(
+        &self,
+        is_member: impl Fn(&Row) -> bool,
+    ) -> Result<Option<(u32, u32)>, Corrupted> {
+        let mut behind = 0;
+        let mut index = self.words.tail.load(SeqCst);
+        for _ in 0..=self.table().capacity() {
+            if index == 0 {
+                return Ok(None);
+            }
+            let row = self.row(index)?;
+            if !is_member(row) {
+                return Ok(Some((index, behind)));
+            }
+            behind = index;
+            index = row.prev.load(SeqCst);
+        }
+        Err(CYCLE)
+    }
+
+    /// Has the queue begin with row `index`, or be empty if that is 0, instead of
+    /// with row `former`, in front of it.
+    pub(super) fn begin_with(&self, index: u32, former: u32) -> Result<(), Corrupted> {
+        if index == 0 {
+            let gone = self.words.tail.replace(former, 0);
+            return gone.map_err(|_| Corrupted("somebody queued without the guard"));
+        }
+        self.row(index)?.prev.store(0, SeqCst);
+        self.words.head.set(index as u16);
+        Ok(())
+    }
+
+    /// Whether row `index` is in the queue.
+    pub(super) fn contains(&self, index: u32) -> Result<bool, Corrupted> {
+        Ok(self.walk(|member, _| member == index)? == Some(index))
     }
 
     /// The waiter at the head, dead or alive.

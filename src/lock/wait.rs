@@ -10,7 +10,7 @@ use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::SeqCst;
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
-use crate::sys::futex::{self, Expect, Woken};
+use crate::sys::futex::{self, Expect, MAX_WORDS, Woken};
 use crate::sys::membarrier;
 use std::time::Duration;
 
@@ -79,24 +79,30 @@ pub(super) fn rouse(me: &Attachment, index: u32) -> Result<(), Corrupted> {
     }
 }
 
-/// Sleeps until `own` changes and somebody wakes it, or the watched thread dies,
-/// or one of the limits is reached. May end early.
+/// Sleeps until `own` changes and somebody wakes it, or the watched thread dies (if
+/// there is one), or one of the limits is reached. May end early.
 ///
 /// While it sleeps the kernel knows whom it watches: if this thread is killed
 /// after it was the one to be told of a death, the next one is told.
 pub(super) fn sleep(
     me: &Attachment,
     own: Expect,
-    watched: Watched,
+    watched: Option<Watched>,
     limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let table = me.table();
     let Limits { deadline, cancelled, interruptible } = limits;
-    let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
+    let life = match watched {
+        Some(Watched { index, life, .. }) => {
+            let word = table.life(index).ok_or(Corrupted("a watched row is out of range"))?;
+            Some((word, life))
+        }
+        None => None,
+    };
     let usual = fault::heartbeat(HEARTBEAT);
     let heartbeat = Deadline::after(match watched {
-        Watched { hasty: true, .. } => usual.min(UNFENCED),
-        Watched { lossy: true, .. } => usual.min(fault::lossy(LOSSY)),
+        Some(Watched { hasty: true, .. }) => usual.min(UNFENCED),
+        Some(Watched { lossy: true, .. }) => usual.min(fault::lossy(LOSSY)),
         _ => usual,
     });
     let until = match (deadline, heartbeat) {
@@ -105,14 +111,18 @@ pub(super) fn sleep(
         (Some(deadline), None) => deadline,
         (None, None) => return Err(Corrupted("the clock has run out")),
     };
-    let all = [own, (life, watched.life), cancelled.map_or(own, Ticket::word)];
-    let watches_token = cancelled.is_some() && !active(Fault::LostCancel);
-    let words = if watches_token { &all[..] } else { &all[..2] };
+    let token = cancelled.filter(|_| !active(Fault::LostCancel)).map(Ticket::word);
+    let (mut words, mut len) = ([own; MAX_WORDS], 1);
+    for word in [life, token].into_iter().flatten() {
+        words[len] = word;
+        len += 1;
+    }
+    let words = &words[..len];
     let slept = loop {
         // In every round, because a robust pthread mutex that is used in a
         // signal handler clears it.
         if !active(Fault::NoRelay) && !active(Fault::NoPending) {
-            me.publish_watch(Some((life, watched.life)));
+            me.publish_watch(life);
         }
         me.counters().sleeps.add_one();
         match futex::wait(words, until, interruptible && !active(Fault::Deaf)) {
@@ -127,7 +137,9 @@ pub(super) fn sleep(
             Ok(Woken::Poll) => {}
             Ok(Woken::TimedOut) if deadline == Some(until) => break Ok(Slept::TimedOut),
             Ok(Woken::TimedOut) => {
-                consult_witness(me.mapping(), watched.index, watched.life);
+                if let Some(Watched { index, life, .. }) = watched {
+                    consult_witness(me.mapping(), index, life);
+                }
                 break Ok(Slept::Look);
             }
             Err(rustix::io::Errno::FAULT) => break Err(Corrupted("its file was truncated")),
@@ -139,9 +151,11 @@ pub(super) fn sleep(
             }
         }
     };
-    if life.load(SeqCst) != watched.life {
+    if let (Some(Watched { index, .. }), Some((word, life))) = (watched, life)
+        && word.load(SeqCst) != life
+    {
         // Before the kernel forgets that we watch.
-        table.relay(watched.index);
+        table.relay(index);
     }
     me.publish_watch(None);
     slept
@@ -151,7 +165,7 @@ pub(super) fn sleep(
 pub(super) fn park(
     me: &Attachment,
     waiting: WaitState,
-    watched: Watched,
+    watched: Option<Watched>,
     limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let state = &me.row().state;

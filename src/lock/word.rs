@@ -42,9 +42,24 @@ impl LockWords {
 
     /// What a row's `lock` field calls this lock.
     pub(super) fn name_in(&self, mapping: &Mapping) -> u64 {
-        let address = core::ptr::from_ref(self).addr();
+        let address = core::ptr::from_ref(self).expose_provenance();
         let base = if mapping.is_shared() { mapping.base().addr() } else { 0 };
         (address - base) as u64
+    }
+
+    /// The mutex that a living waiter for a condition variable will return to, and
+    /// that its row calls `name`.
+    ///
+    /// # Safety
+    ///
+    /// In private memory the waiter is inside its wait, and stays there for 'm.
+    pub(super) unsafe fn of_waiter(mapping: &Mapping, name: u64) -> Option<&Self> {
+        if mapping.is_shared() {
+            return Self::named(mapping, name);
+        }
+        // SAFETY: nobody but this process writes names in private memory, with
+        // `name_in`; and the waiter borrows its mutex for as long as it waits.
+        unsafe { core::ptr::with_exposed_provenance::<Self>(name as usize).as_ref() }
     }
 
     /// The lock that a row of a segment calls `name`, if that can be one.

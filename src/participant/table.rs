@@ -42,6 +42,14 @@ pub(crate) struct Row {
     reserved: u64,
 }
 
+impl Row {
+    /// Whether its user is, or was when it died, inside an operation on a lock or a
+    /// condition variable.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.lock.load(Ordering::Acquire) != 0 || self.condvar.load(Ordering::Acquire) != 0
+    }
+}
+
 /// What the user of a row has been through, for people: apart from the row, which
 /// others look at. Written by the row's thread.
 #[derive(FromBytes, Debug)]

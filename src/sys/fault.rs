@@ -67,6 +67,16 @@ pub(crate) enum Fault {
     NoBarrier,
     /// A waiter had the owners fence, and does not look again.
     NoLookAfterBarrier,
+    /// A waiter that is moved to its mutex's queue is not woken to look there.
+    NoNudgeOnNotify,
+    /// A waiter for a condition variable sleeps though somebody edits its queue.
+    NoLookAtGuard,
+    /// What a dead notifier began is not finished.
+    NoRepair,
+    /// The notification of a dead waiter is lost.
+    NoPassingOn,
+    /// A wait for a condition variable releases the mutex before it queues.
+    LateToQueue,
 }
 
 #[cfg(all(heirlock_faults, not(loom)))]
@@ -104,6 +114,11 @@ mod chosen {
         ("endless_patience", Fault::EndlessPatience),
         ("no_barrier", Fault::NoBarrier),
         ("no_look_after_barrier", Fault::NoLookAfterBarrier),
+        ("no_nudge_on_notify", Fault::NoNudgeOnNotify),
+        ("no_look_at_guard", Fault::NoLookAtGuard),
+        ("no_repair", Fault::NoRepair),
+        ("no_passing_on", Fault::NoPassingOn),
+        ("late_to_queue", Fault::LateToQueue),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {
