@@ -17,8 +17,8 @@
 //! Everything here but the look at an empty queue is done under the queue's guard;
 //! to queue, too. Whoever takes the guard over from a dead thread finishes what that
 //! one began ([`RawCondvar::repair`]), before it does anything else. To have it
-//! taken over, whoever moves a waiter wakes it *first*: a waiter that finds the guard
-//! held waits for it before it sleeps, and notices its holder's death there.
+//! taken over, whoever moves a waiter wakes it *first*: a waiter that was woken gets
+//! the guard before it sleeps again, and notices the death of who has it there.
 //!
 //! | killed | what follows |
 //! |---|---|
@@ -271,10 +271,8 @@ impl RawCondvar {
                 Outcome::TimedOut
             } else {
                 match wait::park(me, waiting, watched, limits) {
-                    Ok(Slept::Look) => {
-                        self.pass_on_as_head(me)?;
-                        continue;
-                    }
+                    Ok(Slept::Look) if self.has_news(me, waiting)? => Outcome::Notified,
+                    Ok(Slept::Look) => continue,
                     Ok(Slept::TimedOut) => Outcome::TimedOut,
                     Ok(Slept::Interrupted) => Outcome::Interrupted,
                     Err(corrupted) => {
@@ -283,24 +281,15 @@ impl RawCondvar {
                     }
                 }
             };
-            return Ok(if self.give_up(me)? { ended } else { Outcome::Notified });
+            let gave_up = ended != Outcome::Notified && self.give_up(me)?;
+            return Ok(if gave_up { ended } else { Outcome::Notified });
         }
     }
 
     fn look(&self, me: &Attachment, waiting: WaitState) -> Result<Look, Corrupted> {
         let row = me.row();
-        if row.state.load(SeqCst) == waiting.with(Code::Granted).bits() {
-            return Ok(Look::Notified);
-        }
-        // First the guard, then the stage: who changes that one has the guard, and
-        // nudges before. So a change that is not seen here is followed by a nudge.
-        if self.0.guard_holder() != 0 && !active(Fault::NoLookAtGuard) {
-            drop(self.edit(me)?);
-            return Ok(Look::Again);
-        }
         if Stage::of(row) != Stage::Queued {
-            // Only when the guard is free it is in the queue of its mutex.
-            drop(self.edit(me)?);
+            self.has_news(me, waiting)?;
             return Ok(Look::Notified);
         }
         let table = me.table();
@@ -316,7 +305,7 @@ impl RawCondvar {
                     }
                     Fate::Dead | Fate::NoSuchRow => {
                         table.relay(id.index());
-                        self.pass_on(me)?;
+                        self.has_news(me, waiting)?;
                         let _ = self.0.owner.compare_exchange(id.bits(), 0, SeqCst, Relaxed);
                         Ok(Look::Again)
                     }
@@ -340,6 +329,25 @@ impl RawCondvar {
                 Ok(Look::Watch(Some(Watched { index, life, hasty: false, lossy: false })))
             }
         }
+    }
+
+    /// Whether it was notified, and then it is in the queue of its mutex, or was.
+    ///
+    /// A waiter that was woken comes here before it sleeps again, and gets the guard:
+    /// so if it was woken to be notified, whoever does that has done it, or is dead,
+    /// and then it is done here.
+    fn has_news(&self, me: &Attachment, waiting: WaitState) -> Result<bool, Corrupted> {
+        let row = me.row();
+        if row.state.load(SeqCst) == waiting.with(Code::Granted).bits() {
+            return Ok(true);
+        }
+        if !active(Fault::NoLookAtGuard) {
+            let guard = self.edit(me)?;
+            if Stage::of(row) == Stage::Queued && row.prev.load(SeqCst) == 0 {
+                self.pass_on(me, &guard)?;
+            }
+        }
+        Ok(Stage::of(row) != Stage::Queued)
     }
 
     /// Out of the queue; `false` if it was notified before.
@@ -445,24 +453,17 @@ impl RawCondvar {
         Ok(Some(index))
     }
 
-    /// Passes the notifications on that dead waiters have left, if this thread is the
-    /// one to do so, at the head of the queue.
-    fn pass_on_as_head(&self, me: &Attachment) -> Result<(), Corrupted> {
-        let row = me.row();
-        let is_head = Stage::of(row) == Stage::Queued && row.prev.load(SeqCst) == 0;
-        if is_head { self.pass_on(me) } else { Ok(()) }
-    }
-
-    fn pass_on(&self, me: &Attachment) -> Result<(), Corrupted> {
+    /// Passes the notifications on that dead waiters have left. For the head of the
+    /// queue.
+    fn pass_on(&self, me: &Attachment, guard: &QueueGuard) -> Result<(), Corrupted> {
         if active(Fault::NoPassingOn) {
             return Ok(());
         }
-        let guard = self.edit(me)?;
         let table = me.table();
         for index in 1..=me.mapping().rows() {
             let row = table.row(index).ok_or(NO_ROW)?;
             if self.stage_of(me, row) == Stage::One && !is_alive(table, row) {
-                self.transfer(me, &guard, Stage::One, Neighbours::default())?;
+                self.transfer(me, guard, Stage::One, Neighbours::default())?;
                 Stage::None.set(row);
             }
         }

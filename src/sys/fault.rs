@@ -69,7 +69,8 @@ pub(crate) enum Fault {
     NoLookAfterBarrier,
     /// A waiter that is moved to its mutex's queue is not woken to look there.
     NoNudgeOnNotify,
-    /// A waiter for a condition variable sleeps though somebody edits its queue.
+    /// A waiter for a condition variable that was woken does not wait for who edits
+    /// its queue.
     NoLookAtGuard,
     /// What a dead notifier began is not finished.
     NoRepair,
