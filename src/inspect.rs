@@ -1,6 +1,7 @@
 //! Looking into a segment without taking part: no lock, no row, no write.
 
 use crate::condvar::Condvar;
+use crate::lock::condvar::Stage;
 use crate::lock::queue::snapshot;
 use crate::lock::word::{Code, LockWords, WaitState};
 use crate::memory::error::SegmentError;
@@ -232,7 +233,7 @@ pub struct ParticipantView {
     pub start_time: u64,
     /// The name of its thread when it joined.
     pub thread_name: String,
-    /// What it waits for, or edits the queue of.
+    /// What it waits for, notifies, or edits the queue of.
     pub busy_with: Option<WaitView>,
 }
 
@@ -240,8 +241,14 @@ pub struct ParticipantView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WaitView {
-    /// The lock, as [`Segment::offset_of`] names it.
+    /// The lock, as [`Segment::offset_of`] names it; 0 if it notifies those who wait
+    /// for a condition variable.
     pub lock: u64,
+    /// The condition variable for which it waits before it waits for the lock, or
+    /// which it notifies, as [`Segment::offset_of`] names it.
+    pub condvar: Option<u64>,
+    /// Whether it was notified, and waits for the lock by now.
+    pub notified: bool,
     /// Whether the thread is in the lock's queue. If not it is about to enter,
     /// or edits the queue, or has just been served.
     pub queued: bool,
@@ -429,14 +436,16 @@ impl ParticipantView {
         let record: IdentityRecord = read(fd, IdentityRecord::offset(layout, id))?;
         let Identity { pid, tid, pid_namespace, start_time, name } =
             record.identity(id).unwrap_or_default();
-        let lock = row.lock.load(Relaxed);
+        let (lock, condvar) = (row.lock.load(Relaxed), row.condvar.load(Relaxed));
         let participant = Participant(id);
-        let busy_with = (lock != 0).then(|| {
+        let busy_with = (lock != 0 || condvar != 0).then(|| {
             let at = locks.binary_search_by_key(&lock, |view| view.offset);
             let at = at.ok().map(|at| &locks[at]);
             let state = WaitState::from_bits(row.state.load(Relaxed));
             WaitView {
                 lock,
+                condvar: (condvar != 0).then_some(condvar),
+                notified: condvar != 0 && Stage::of(row).is_notified(),
                 queued: at.is_some_and(|view| view.queue.contains(&participant)),
                 behind: row.prev.load(Relaxed),
                 state: match state.code() {
@@ -514,6 +523,12 @@ impl fmt::Display for ParticipantView {
         )?;
         match &self.busy_with {
             None => Ok(()),
+            Some(WaitView { lock: 0, condvar: Some(condvar), .. }) => {
+                write!(f, ", notifies condition variable {condvar}")
+            }
+            Some(WaitView { lock, condvar: Some(condvar), notified: false, state, .. }) => {
+                write!(f, ", waits for condition variable {condvar} with lock {lock} ({state})")
+            }
             Some(wait) if !wait.queued => {
                 write!(f, ", busy with lock {} ({})", wait.lock, wait.state)
             }

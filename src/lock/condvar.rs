@@ -106,13 +106,17 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    fn of(row: &Row) -> Self {
+    pub(crate) fn of(row: &Row) -> Self {
         match row.stage.load(SeqCst) {
             1 => Self::Queued,
             2 => Self::One,
             3 => Self::All,
             _ => Self::None,
         }
+    }
+
+    pub(crate) fn is_notified(self) -> bool {
+        matches!(self, Self::One | Self::All)
     }
 
     fn set(self, row: &Row) {
@@ -504,7 +508,7 @@ impl RawCondvar {
     /// not.
     fn finish_transfer(&self, me: &Attachment, index: u32) -> Result<(), Corrupted> {
         let row = me.table().row(index).ok_or(NO_ROW)?;
-        let notified = |row| matches!(self.stage_of(me, row), Stage::One | Stage::All);
+        let notified = |row| self.stage_of(me, row).is_notified();
         // A dead one is not needed there.
         if !notified(row) || !is_alive(me.table(), row) {
             return Ok(());

@@ -764,7 +764,9 @@ fn loom_sees() {
     waits.broken(Fault::LateToQueue).fails("a wait queues after it released", lost);
     waits.broken(Fault::NoNudgeOnNotify).fails("who is moved is not told to look", lost);
     let killed = Play::of(&[await_ready, notify_one, notify_in_its_stead]).kills(&[2]).bound(1);
-    killed.broken(Fault::NoRepair).fails("what a dead notifier began stays so", "return to no mutex");
+    killed
+        .broken(Fault::NoRepair)
+        .fails("what a dead notifier began stays so", "return to no mutex");
     killed.broken(Fault::NoLookAtGuard).fails("a waiter sleeps under a notifier's eyes", lost);
     Play::of(&[await_ready_and_live, await_ready, notify_one_and_inherit])
         .kills(&[1])
