@@ -30,8 +30,7 @@ use zerocopy::FromBytes;
 ///   its own; so notifying a hundred wakes one at a time, not a hundred at once.
 /// * **Nothing is lost to the dead.** A waiter that is killed is skipped. One that is
 ///   killed after it was notified, and before it had the mutex, leaves its
-///   notification to the next: at once if it was the last to be notified, else
-///   within a second. A notifier that is killed has notified or has not; what it began
+///   notification to the next. A notifier that is killed has notified or has not; what it began
 ///   is finished by others.
 /// * **No spurious wake-ups**, with one exception: if a notified waiter *and* the
 ///   thread that passes its notification on are killed, two others may be woken by it.

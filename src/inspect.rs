@@ -1,9 +1,8 @@
 //! Looking into a segment without taking part: no lock, no row, no write.
 
 use crate::condvar::Condvar;
-use crate::lock::condvar::Stage;
 use crate::lock::queue::snapshot;
-use crate::lock::word::{Code, LockWords, WaitState};
+use crate::lock::word::{Code, LockWords, Stage, WaitState};
 use crate::memory::error::SegmentError;
 use crate::memory::layout::{Header, Layout, Life};
 use crate::memory::map::Mapping;

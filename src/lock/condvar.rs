@@ -25,7 +25,7 @@
 //! | a notifier before its store to a waiter's `stage` | nobody was notified; the waiter that it woke takes the guard over, and sleeps again |
 //! | a notifier behind it | that waiter takes the guard over and moves itself; if all were to be notified, all others too |
 //! | a waiter, not notified | it is stepped over |
-//! | a waiter that was notified alone, before it had the mutex | its notification passes to the next waiter: at once if it was the last to be notified, for the head of the queue watches that one; else within a second |
+//! | a waiter that was notified alone, before it had the mutex | its notification passes to the next waiter: the head of the queue watches who was notified last, and who takes another out of the mutex's queue has somebody in this one look |
 //! | a waiter that has the mutex | the mutex is inherited |
 //!
 //! If both a notified waiter and who passes its notification on are killed, two
@@ -35,7 +35,7 @@
 use super::queue::{QueueGuard, Unlinked};
 use super::raw::{Failed, RawMutex, enter};
 use super::wait::{self, Limits, Slept, Watched};
-use super::word::{Code, LockWords, Policy, WaitState};
+use super::word::{Code, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
@@ -86,41 +86,6 @@ impl News {
             Self::All => ALL,
             Self::Last(id) => id.bits(),
         }
-    }
-}
-
-/// A row's `stage`: how far its wait for a condition variable has come. It counts
-/// together with the row's `condvar`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub(crate) enum Stage {
-    /// In no queue of a condition variable.
-    None = 0,
-    /// In its queue. Set by the waiter, under the guard.
-    Queued = 1,
-    /// Notified, and nobody else was: in the mutex's queue, or about to be put
-    /// there. Set under the guard. If the waiter dies the notification passes on.
-    One = 2,
-    /// Notified with everybody else; otherwise the same.
-    All = 3,
-}
-
-impl Stage {
-    pub(crate) fn of(row: &Row) -> Self {
-        match row.stage.load(SeqCst) {
-            1 => Self::Queued,
-            2 => Self::One,
-            3 => Self::All,
-            _ => Self::None,
-        }
-    }
-
-    pub(crate) fn is_notified(self) -> bool {
-        matches!(self, Self::One | Self::All)
-    }
-
-    fn set(self, row: &Row) {
-        row.stage.store(self as u32, SeqCst);
     }
 }
 
@@ -347,7 +312,7 @@ impl RawCondvar {
         }
         if !active(Fault::NoLookAtGuard) {
             let guard = self.edit(me)?;
-            if Stage::of(row) == Stage::Queued && row.prev.load(SeqCst) == 0 {
+            if Stage::of(row) == Stage::Queued {
                 self.pass_on(me, &guard)?;
             }
         }
@@ -457,8 +422,7 @@ impl RawCondvar {
         Ok(Some(index))
     }
 
-    /// Passes the notifications on that dead waiters have left. For the head of the
-    /// queue.
+    /// Passes the notifications on that dead waiters have left.
     fn pass_on(&self, me: &Attachment, guard: &QueueGuard) -> Result<(), Corrupted> {
         if active(Fault::NoPassingOn) {
             return Ok(());

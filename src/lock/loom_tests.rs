@@ -10,10 +10,10 @@
 //! longer tests what it did.
 
 use super::cancel::CancelToken;
-use super::condvar::{Outcome, RawCondvar, Stage as WaitStage};
+use super::condvar::{Outcome, RawCondvar};
 use super::raw::{Failed, RawMutex, reclaim};
 use super::wait::Limits;
-use super::word::Editor;
+use super::word::{Editor, Stage as WaitStage};
 use crate::memory::map::Mapping;
 use crate::participant::attach::{Attachment, attach};
 use crate::participant::id::Id;

@@ -15,7 +15,7 @@
 
 use super::spin;
 use super::wait::{self, Watched};
-use super::word::{Code, Editor, LockWords, Policy, WaitState};
+use super::word::{Code, Editor, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
@@ -270,6 +270,7 @@ impl<'a> QueueGuard<'a> {
             let Some(head) = self.head()? else { return Ok(None) };
             let life = self.table().life(head).ok_or(BAD_ROW)?;
             if died(life.load(SeqCst)) {
+                self.mourn(head)?;
                 if let Unlinked::Before(successor) = self.unlink(head)? {
                     wait::nudge(self.me, successor)?;
                 }
@@ -288,6 +289,22 @@ impl<'a> QueueGuard<'a> {
             return Ok(Some(Oldest { index: head, id, state, since }));
         }
         Err(CYCLE)
+    }
+
+    /// A dead waiter, row `index`, is about to be taken out. If it had been notified,
+    /// somebody who waits for the condition variable is to look, and to be notified in
+    /// its stead.
+    fn mourn(&self, index: u32) -> Result<(), Corrupted> {
+        let row = self.row(index)?;
+        if Stage::of(row) != Stage::One || active(Fault::NoPassingOn) {
+            return Ok(());
+        }
+        // In private memory only a forked child meets the dead, and all of them.
+        let condvar = LockWords::named(self.me.mapping(), row.condvar.load(SeqCst));
+        match condvar.map_or(0, |condvar| condvar.tail.load(SeqCst)) {
+            0 => Ok(()),
+            tail => wait::nudge(self.me, tail),
+        }
     }
 
     /// The waiter behind so many others; `None` if there are not so many.
@@ -357,6 +374,7 @@ impl<'a> QueueGuard<'a> {
             if !died(life.load(SeqCst)) {
                 return Ok(());
             }
+            self.mourn(prev)?;
             self.bypass(prev, self.row(prev)?.prev.load(SeqCst), index)?;
         }
         Err(CYCLE)

@@ -4,7 +4,7 @@
 use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
 use crate::memory::map::Mapping;
 use crate::participant::id::Id;
-use crate::participant::table::Link;
+use crate::participant::table::{Link, Row};
 use crate::sys::atomic::{AtomicU32, AtomicU64, Note, Ordering};
 use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
@@ -253,6 +253,41 @@ impl WaitState {
     /// Whether both are about the same wait.
     pub(crate) const fn same_round(self, other: Self) -> bool {
         self.0 & !7 == other.0 & !7
+    }
+}
+
+/// A row's `stage`: how far its wait for a condition variable has come. It counts
+/// together with the row's `condvar`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Stage {
+    /// In no queue of a condition variable.
+    None = 0,
+    /// In its queue. Set by the waiter, under the guard.
+    Queued = 1,
+    /// Notified, and nobody else was: in the mutex's queue, or about to be put
+    /// there. Set under the guard. If the waiter dies the notification passes on.
+    One = 2,
+    /// Notified with everybody else; otherwise the same.
+    All = 3,
+}
+
+impl Stage {
+    pub(crate) fn of(row: &Row) -> Self {
+        match row.stage.load(Ordering::SeqCst) {
+            1 => Self::Queued,
+            2 => Self::One,
+            3 => Self::All,
+            _ => Self::None,
+        }
+    }
+
+    pub(crate) fn is_notified(self) -> bool {
+        matches!(self, Self::One | Self::All)
+    }
+
+    pub(super) fn set(self, row: &Row) {
+        row.stage.store(self as u32, Ordering::SeqCst);
     }
 }
 

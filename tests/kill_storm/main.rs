@@ -3,6 +3,7 @@
 //!
 //! * `directed`, `stepped`: for each way in which the lock could be broken
 //!   (`ci/broken-locks` builds them) one death in just the place where it shows.
+//! * `condition`: the same for the condition variable.
 //! * `storm`: thousands of deaths anywhere.
 //!
 //! `HEIRLOCK_LONG=1` kills ten times as many, `HEIRLOCK_KILLS` as many as it
@@ -11,6 +12,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod condition;
 mod directed;
 mod ground;
 mod scene;
@@ -39,12 +41,14 @@ fn main() {
     // The trials have watchdogs of their own, which say more.
     let guard = Duration::from_secs(if is_long() { 3600 } else { 600 });
     kit::run(
-        &[directed::TESTS, stepped::TESTS, unfenced::TESTS, storm::TESTS],
+        &[directed::TESTS, stepped::TESTS, condition::TESTS, unfenced::TESTS, storm::TESTS],
         &[
             ("worker", worker::play),
             ("auditor", worker::audit),
             ("stepper", stepped::play),
             ("newcomer", stepped::attach),
+            ("notifier", condition::notify),
+            ("waiter", condition::wait),
             ("hog", directed::hog),
             ("releaser", unfenced::release),
             ("queuer", unfenced::queue),
