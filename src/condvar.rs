@@ -26,8 +26,9 @@ use zerocopy::FromBytes;
 ///
 /// * **First in, first out.** Who began to wait first is notified first.
 /// * **Straight to the mutex.** A notified waiter goes from this queue to the mutex's,
-///   still asleep, behind those that wait there already. It is woken when the mutex is
-///   its own; so notifying a hundred wakes one at a time, not a hundred at once.
+///   behind those that wait there already. The first one of many is woken to look
+///   whom it waits for by now, the others when the mutex is theirs; so notifying a
+///   hundred wakes one at a time, not a hundred at once.
 /// * **Nothing is lost to the dead.** A waiter that is killed is skipped. One that is
 ///   killed after it was notified, and before it had the mutex, leaves its
 ///   notification to the next. A notifier that is killed has notified or has not; what it began
@@ -42,7 +43,10 @@ use zerocopy::FromBytes;
 ///
 /// An owner may be killed after it changed the data and before it notified those that
 /// wait for the change. They sleep on. Its heir, who is told, is the one who can know:
-/// repair the data, then [`Condvar::notify_all`].
+/// repair the data, then [`Condvar::notify_all`]. So notify *before* you release the
+/// lock: of a thread that is killed between its release and its notification nobody
+/// inherits. It costs little: who is notified has a place in the mutex's queue, and
+/// does not compete.
 ///
 /// # Layout
 ///
