@@ -128,12 +128,12 @@ fn storm() {
         let ringer = storm.spawn(at);
         storm.ringers.push(ringer);
     }
-    for kill in 0..kills {
+    for _ in 0..kills {
         let wanted = storm.wanted(kills);
-        storm.kill_one_that_is(wanted);
-        if kill % 4 == 0 {
-            storm.let_the_turn_go_round();
-        }
+        let at = storm.kill_one_that_is(wanted);
+        // Before anybody comes who would find by himself whose turn it is.
+        storm.let_the_turn_go_round();
+        storm.ringers[at] = storm.spawn(at);
     }
     storm.end();
     storm.report(kills, start.elapsed());
@@ -183,9 +183,8 @@ impl Storm {
         }
     }
 
-    /// Stops processes until one is in the role wanted, kills it, and puts another in
-    /// its place.
-    fn kill_one_that_is(&mut self, wanted: Option<Role>) {
+    /// Stops processes until one is in the role wanted, and kills it. Which one.
+    fn kill_one_that_is(&mut self, wanted: Option<Role>) -> usize {
         for look in 1.. {
             let at = self.rng.usize(..self.ringers.len());
             self.ringers[at].signal(Signal::SIGSTOP);
@@ -198,17 +197,17 @@ impl Storm {
             if wanted.is_none_or(|wanted| wanted == role) || look == LOOKS {
                 self.ringers[at].kill();
                 *self.deaths.entry(role).or_default() += 1;
-                self.ringers[at] = self.spawn(at);
                 // Somebody has to come by, for nobody may wait for the lock.
                 let turn = self.ring.turn.try_lock_for(hang());
                 match turn {
                     Some(turn) => self.ring.repair(&turn),
                     None => self.fail("stuck: nobody inherits the lock"),
                 }
-                return;
+                return at;
             }
             self.ringers[at].resume();
         }
+        unreachable!("the last look is the last")
     }
 
     fn fail(&self, what: &str) -> ! {
