@@ -1,7 +1,7 @@
 //! The command line, and the help that teaches it.
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
-use crate::shared::MAX_WORKERS;
+use crate::course::MAX_WORKERS;
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

@@ -6,15 +6,19 @@
 mod bench;
 mod cli;
 mod counter;
+mod course;
 mod crew;
 mod inspect;
 mod ledger;
 mod order;
+mod outcome;
 mod report;
 mod segment_file;
+mod settle;
 mod shared;
 mod signals;
 mod storm;
+mod trial;
 mod worker;
 
 use clap::Parser;

@@ -1,6 +1,7 @@
 //! The segment that the processes of `counter` share.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
+use crate::course::{Course, MAX_WORKERS};
 use crate::ledger::Ledger;
 use heirlock::{Mutex, Options, Participant, Segment, SegmentError, is_alive};
 use std::path::Path;
@@ -9,9 +10,6 @@ use std::sync::atomic::{
     Ordering::{Acquire, Relaxed},
 };
 use zerocopy::FromBytes;
-
-/// How many workers there can be at a time.
-pub(crate) const MAX_WORKERS: usize = 256;
 
 /// Which `Shared` this is: another number for every change of it.
 const SCHEMA: u64 = 1;
@@ -26,15 +24,7 @@ const SPARE_ROWS: u32 = 8;
 #[repr(C)]
 pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
-    /// How many increments have been completed. The ledger knows best; this is
-    /// for the parent, which must not queue for the lock to see it.
-    pub(crate) progress: AtomicU64,
-    /// How far the workers may count before the next kill has been made.
-    pub(crate) limit: AtomicU64,
-    target: AtomicU64,
-    workers: AtomicU64,
-    /// The participant that is, or last was, in each worker's place.
-    participants: [AtomicU64; MAX_WORKERS],
+    pub(crate) course: Course,
     /// How often the workers in each place have been served.
     served: [AtomicU64; MAX_WORKERS],
 }
@@ -58,10 +48,7 @@ pub(crate) fn create(
 ) -> Result<Segment<Shared>, SegmentError> {
     options()
         .capacity(workers + SPARE_ROWS)
-        .init(move |shared: &mut Shared| {
-            *shared.target.get_mut() = target;
-            *shared.workers.get_mut() = u64::from(workers);
-        })
+        .init(move |shared: &mut Shared| shared.course.lay_out(workers, target))
         .create(path)
 }
 
@@ -76,44 +63,17 @@ pub(crate) fn alive(segment: &Segment<Shared>, bits: u64) -> bool {
 }
 
 impl Shared {
-    pub(crate) fn target(&self) -> u64 {
-        self.target.load(Relaxed)
-    }
-
-    pub(crate) fn workers(&self) -> usize {
-        MAX_WORKERS.min(self.workers.load(Relaxed) as usize)
-    }
-
-    fn places(&self) -> &[AtomicU64] {
-        &self.participants[..self.workers()]
-    }
-
-    pub(crate) fn take_place(&self, slot: usize, participant: Participant) {
-        self.places()[slot].store(participant.to_bits(), Relaxed);
-    }
-
-    /// Whether there has been a worker in each place.
-    pub(crate) fn all_there(&self) -> bool {
-        self.places().iter().all(|place| place.load(Relaxed) != 0)
-    }
-
-    /// The place of the worker that owns the lock now.
-    pub(crate) fn owners_place(&self) -> Option<usize> {
-        let owner = heirlock::owner(&self.ledger)?.to_bits();
-        self.places().iter().position(|place| place.load(Relaxed) == owner)
-    }
-
     /// Who waits now, and so must be served before anybody who comes later.
     pub(crate) fn waiting(&self) -> Vec<Waiting> {
         // Counted first: whoever is served and waits again meanwhile shows a
         // higher number later, and is not taken for one that is passed over.
-        let served: Vec<u64> =
-            self.served[..self.workers()].iter().map(|served| served.load(Acquire)).collect();
+        let served: Vec<u64> = self.served[..self.course.workers()]
+            .iter()
+            .map(|served| served.load(Acquire))
+            .collect();
         let waiting = |participant: Participant| {
-            let participant = participant.to_bits();
-            let is_it = |place: &AtomicU64| place.load(Relaxed) == participant;
-            let slot = self.places().iter().position(is_it)?;
-            Some(Waiting { participant, slot, served: served[slot] })
+            let slot = self.course.place_of(participant)?;
+            Some(Waiting { participant: participant.to_bits(), slot, served: served[slot] })
         };
         heirlock::queue(&self.ledger).into_iter().flatten().filter_map(waiting).collect()
     }
