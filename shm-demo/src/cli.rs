@@ -2,6 +2,7 @@
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::course::MAX_WORKERS;
+use crate::state::cli::{STATE, STATE_MORE, StateArgs, StateWorkerArgs};
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -226,6 +227,12 @@ pub(crate) enum Command {
     /// Show who takes part in a segment, who owns its locks, and who waits
     #[command(long_about = INSPECT, after_long_help = INSPECT_MORE)]
     Inspect(InspectArgs),
+    /// Share keys and values, and lose none when somebody is killed
+    #[command(long_about = STATE, after_long_help = STATE_MORE)]
+    State(StateArgs),
+    /// One of the processes that `state bench` starts
+    #[command(hide = true)]
+    StateWorker(StateWorkerArgs),
     /// Signals, timeouts, cancellations, stops and kills, and nobody sleeps on
     #[command(long_about = STORM, after_long_help = STORM_MORE)]
     Storm(StormArgs),

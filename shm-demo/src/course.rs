@@ -47,6 +47,12 @@ impl Course {
         self.progress.store(done, Relaxed);
     }
 
+    /// For work that is counted without a lock. A worker that is killed before
+    /// this has done a piece more than is counted, and one more will be done.
+    pub(crate) fn advance(&self) {
+        self.progress.fetch_add(1, Relaxed);
+    }
+
     /// How far the workers may go now.
     pub(crate) fn limit(&self) -> u64 {
         self.limit.load(Relaxed).min(self.target())
@@ -54,6 +60,11 @@ impl Course {
 
     pub(crate) fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Relaxed);
+    }
+
+    /// Whether there is work that may be done now.
+    pub(crate) fn may_go_on(&self) -> bool {
+        self.progress() < self.limit()
     }
 
     /// Whether all work is done, and all kills are made: without the last of them

@@ -17,6 +17,7 @@ mod segment_file;
 mod settle;
 mod shared;
 mod signals;
+mod state;
 mod storm;
 mod trial;
 mod worker;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
         Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
+        Command::State(args) => (args.json(), state::run(&args)),
+        Command::StateWorker(args) => (false, state::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Storm(args) => (args.json, storm::run(&args)),
         Command::StormWorker(args) => (false, storm::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Worker(args) => (false, worker::run(&args).map(|()| ExitCode::SUCCESS)),

@@ -1,0 +1,146 @@
+//! `shm-demo state`: keys and values that processes share. Any process may be killed
+//! at any instruction: a change is made, or it is not.
+
+mod acks;
+mod bench;
+pub(crate) mod cli;
+mod serve;
+mod table;
+mod worker;
+
+use crate::{Result, about_path, print, print_json};
+use cli::{StateArgs, StateCommand, Where};
+use heirlock::{Mutex, MutexGuard, Options, Segment, SegmentError};
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+use table::{CAPACITY, Table};
+use zerocopy::FromBytes;
+
+pub(crate) use worker::run as work;
+
+/// Which `State` this is: another number for every change of it.
+const SCHEMA: u64 = 0x5354_4154_4501;
+
+/// How many threads may be at it at a time.
+const ROWS: u32 = 256;
+
+/// What is in the segment. All bytes zero is the beginning.
+#[derive(FromBytes)]
+#[repr(C)]
+pub(crate) struct State {
+    table: Mutex<Table>,
+    /// Held by the one process that serves, for as long as it does; how many have.
+    server: Mutex<u64>,
+}
+
+impl State {
+    /// The table, whole. This is all that it takes to survive kills: who gets the
+    /// lock from a dead owner finishes what that had begun.
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        mended(self.table.lock())
+    }
+
+    /// The same, if it can be had in time.
+    pub(crate) fn table_within(&self, time: Duration) -> Option<MutexGuard<'_, Table>> {
+        self.table.try_lock_for(time).map(mended)
+    }
+}
+
+fn mended(mut table: MutexGuard<'_, Table>) -> MutexGuard<'_, Table> {
+    let inherited = MutexGuard::inherited(&table).is_some();
+    table.recover(inherited);
+    table
+}
+
+fn options() -> Options<'static, State> {
+    Segment::options().schema(SCHEMA).capacity(ROWS)
+}
+
+fn open_or_create(path: &Path) -> Result<Segment<State>> {
+    options().open_or_create(path).map_err(|error| about_path(path, &error).into())
+}
+
+/// What is there must be there already.
+fn open(path: &Path) -> Result<Segment<State>> {
+    options().open(path).map_err(|error| match error {
+        SegmentError::NotFound { .. } => {
+            let path = path.display();
+            format!("{path}: there is no state; `shm-demo state set` or `serve` makes one").into()
+        }
+        error => about_path(path, &error).into(),
+    })
+}
+
+pub(crate) fn run(args: &StateArgs) -> Result<ExitCode> {
+    match &args.command {
+        StateCommand::Set { at, key, value } => {
+            let segment = open_or_create(&at.path)?;
+            let mut table = segment.table();
+            let change = table.set(key.as_bytes(), value.as_bytes(), &|| ())?;
+            tell_change(at, "set", key, change, &table)
+        }
+        StateCommand::Get { at, key } => {
+            let segment = open(&at.path)?;
+            let mut table = segment.table();
+            let Some(found) = table.get(key.as_bytes())? else { return Err(no_key(key).into()) };
+            let value = String::from_utf8_lossy(found.value);
+            if at.json {
+                let version = found.version;
+                print_json(&json!({ "outcome": "found", "key": key, "value": value,
+                                    "version": version }))?;
+            } else {
+                print(&format!("{value}\n"))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        StateCommand::Remove { at, key } => {
+            let segment = open(&at.path)?;
+            let mut table = segment.table();
+            let Some(change) = table.remove(key.as_bytes(), &|| ())? else {
+                return Err(no_key(key).into());
+            };
+            tell_change(at, "removed", key, change, &table)
+        }
+        StateCommand::List { at } => list(at),
+        StateCommand::Serve(args) => serve::run(args),
+        StateCommand::Bench(args) => bench::run(args),
+    }
+}
+
+fn no_key(key: &str) -> String {
+    format!("there is no key {key}")
+}
+
+fn tell_change(at: &Where, what: &str, key: &str, change: u64, table: &Table) -> Result<ExitCode> {
+    if at.json {
+        let entries = table.entries();
+        print_json(&json!({ "outcome": what, "key": key, "version": change,
+                            "entries": entries }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(at: &Where) -> Result<ExitCode> {
+    let segment = open(&at.path)?;
+    let table = segment.table();
+    let list = table.list()?;
+    let text = String::from_utf8_lossy;
+    if at.json {
+        let entry = |(key, value)| json!({ "key": text(key), "value": text(value) });
+        print_json(&json!({
+            "outcome": "listed",
+            "path": at.path,
+            "entries": list.into_iter().map(entry).collect::<Vec<_>>(),
+            "capacity": CAPACITY,
+            "changes": table.changes(),
+            "inherited": table.counts.inherited,
+            "repaired": table.counts.repaired,
+        }))?;
+    } else {
+        let line = |(key, value)| format!("{}\t{}\n", text(key), text(value));
+        print(&list.into_iter().map(line).collect::<String>())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
