@@ -2,6 +2,7 @@
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::course::MAX_WORKERS;
+use crate::queue::cli::{QUEUE, QUEUE_MORE, QueueArgs, QueueMemberArgs};
 use crate::state::cli::{STATE, STATE_MORE, StateArgs, StateWorkerArgs};
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
@@ -227,6 +228,12 @@ pub(crate) enum Command {
     /// Show who takes part in a segment, who owns its locks, and who waits
     #[command(long_about = INSPECT, after_long_help = INSPECT_MORE)]
     Inspect(InspectArgs),
+    /// Push and pop in many processes, kill them, and lose no item
+    #[command(long_about = QUEUE, after_long_help = QUEUE_MORE)]
+    Queue(QueueArgs),
+    /// One of the processes that `queue` starts
+    #[command(hide = true)]
+    QueueMember(QueueMemberArgs),
     /// Share keys and values, and lose none when somebody is killed
     #[command(long_about = STATE, after_long_help = STATE_MORE)]
     State(StateArgs),

@@ -12,6 +12,7 @@ mod inspect;
 mod ledger;
 mod order;
 mod outcome;
+mod queue;
 mod report;
 mod segment_file;
 mod settle;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
+        Command::Queue(args) => (args.json, queue::run(&args)),
+        Command::QueueMember(args) => (false, queue::join(&args).map(|()| ExitCode::SUCCESS)),
         Command::State(args) => (args.json(), state::run(&args)),
         Command::StateWorker(args) => (false, state::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Storm(args) => (args.json, storm::run(&args)),

@@ -180,7 +180,7 @@ pub(crate) struct StateBenchArgs {
     pub(crate) workers: u32,
 
     /// How many changes all workers together make, at least
-    #[arg(long, value_name = "N", default_value_t = 100_000,
+    #[arg(long, value_name = "N", default_value_t = 50_000,
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub(crate) operations: u64,
 

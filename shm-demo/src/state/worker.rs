@@ -8,15 +8,10 @@ use super::cli::StateWorkerArgs;
 use super::table::Table;
 use crate::Result;
 use crate::crew::{enlist, set_name};
+use crate::settle::pace;
 use fastrand::Rng;
 use heirlock::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::thread::sleep;
-use std::time::Duration;
-
-/// One in so many writes of a change is followed by a short sleep: so that there are
-/// changes half done for long enough to be hit by a kill.
-const LINGERS: u32 = 100;
 
 pub(crate) fn run(args: &StateWorkerArgs) -> Result<()> {
     let _signals = enlist(args.parent, "state bench")?;
@@ -45,12 +40,6 @@ struct Worker<'a> {
     bench: &'a Bench,
     slot: usize,
     repair: bool,
-}
-
-fn pace() {
-    if fastrand::u32(..LINGERS) == 0 {
-        sleep(Duration::from_micros(fastrand::u64(20..200)));
-    }
 }
 
 fn add(count: &AtomicU64) {
