@@ -2,6 +2,7 @@
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::course::MAX_WORKERS;
+use crate::pool::cli::{POOL, POOL_MORE, PoolArgs, PoolClientArgs};
 use crate::queue::cli::{QUEUE, QUEUE_MORE, QueueArgs, QueueMemberArgs};
 use crate::state::cli::{STATE, STATE_MORE, StateArgs, StateWorkerArgs};
 use crate::storm::{self, Restart};
@@ -228,6 +229,12 @@ pub(crate) enum Command {
     /// Show who takes part in a segment, who owns its locks, and who waits
     #[command(long_about = INSPECT, after_long_help = INSPECT_MORE)]
     Inspect(InspectArgs),
+    /// Share a few connections among many processes, and get back those of the killed
+    #[command(long_about = POOL, after_long_help = POOL_MORE)]
+    Pool(PoolArgs),
+    /// One of the processes that `pool` starts
+    #[command(hide = true)]
+    PoolClient(PoolClientArgs),
     /// Push and pop in many processes, kill them, and lose no item
     #[command(long_about = QUEUE, after_long_help = QUEUE_MORE)]
     Queue(QueueArgs),

@@ -12,9 +12,11 @@ mod inspect;
 mod ledger;
 mod order;
 mod outcome;
+mod pool;
 mod queue;
 mod report;
 mod segment_file;
+mod served;
 mod settle;
 mod shared;
 mod signals;
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
+        Command::Pool(args) => (args.json, pool::run(&args)),
+        Command::PoolClient(args) => (false, pool::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Queue(args) => (args.json, queue::run(&args)),
         Command::QueueMember(args) => (false, queue::join(&args).map(|()| ExitCode::SUCCESS)),
         Command::State(args) => (args.json(), state::run(&args)),

@@ -1,14 +1,10 @@
 //! The segment that the processes of `counter` share.
-#![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
-use crate::course::{Course, MAX_WORKERS};
+use crate::course::Course;
 use crate::ledger::Ledger;
-use heirlock::{Mutex, Options, Participant, Segment, SegmentError, is_alive};
+use crate::served::Served;
+use heirlock::{Mutex, Options, Segment, SegmentError};
 use std::path::Path;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed},
-};
 use zerocopy::FromBytes;
 
 /// Which `Shared` this is: another number for every change of it.
@@ -25,16 +21,7 @@ const SPARE_ROWS: u32 = 8;
 pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) course: Course,
-    /// How often the workers in each place have been served.
-    served: [AtomicU64; MAX_WORKERS],
-}
-
-/// A worker that was seen waiting.
-pub(crate) struct Waiting {
-    participant: u64,
-    slot: usize,
-    /// How often it had been served before it was seen.
-    served: u64,
+    pub(crate) served: Served,
 }
 
 fn options() -> Options<'static, Shared> {
@@ -54,39 +41,4 @@ pub(crate) fn create(
 
 pub(crate) fn open(path: &Path) -> Result<Segment<Shared>, SegmentError> {
     options().open(path)
-}
-
-/// Whether the participant that `bits` stand for is alive. Bits that stand for
-/// none count as alive, which shows up as an inversion: nobody writes such.
-pub(crate) fn alive(segment: &Segment<Shared>, bits: u64) -> bool {
-    Participant::from_bits(bits).is_none_or(|participant| is_alive(segment, participant))
-}
-
-impl Shared {
-    /// Who waits now, and so must be served before anybody who comes later.
-    pub(crate) fn waiting(&self) -> Vec<Waiting> {
-        // Counted first: whoever is served and waits again meanwhile shows a
-        // higher number later, and is not taken for one that is passed over.
-        let served: Vec<u64> = self.served[..self.course.workers()]
-            .iter()
-            .map(|served| served.load(Acquire))
-            .collect();
-        let waiting = |participant: Participant| {
-            let slot = self.course.place_of(participant)?;
-            Some(Waiting { participant: participant.to_bits(), slot, served: served[slot] })
-        };
-        heirlock::queue(&self.ledger).into_iter().flatten().filter_map(waiting).collect()
-    }
-
-    /// Whether somebody of `before` still waits. The caller owns the lock.
-    pub(crate) fn is_passed_over(&self, before: &[Waiting], alive: impl Fn(u64) -> bool) -> bool {
-        before.iter().any(|waiting| {
-            self.served[waiting.slot].load(Relaxed) == waiting.served && alive(waiting.participant)
-        })
-    }
-
-    /// To be called by each owner, in place `slot`, before it releases.
-    pub(crate) fn count_served(&self, slot: usize) {
-        self.served[slot].fetch_add(1, Relaxed);
-    }
 }

@@ -29,7 +29,7 @@ const SIGKILL: i32 = 9;
 pub(crate) trait Subject {
     fn course(&self) -> &Course;
 
-    /// Who owns the lock that every other kill is aimed at.
+    /// Whom every other kill is aimed at: usually who owns the lock.
     fn owner(&self) -> Option<Participant>;
 
     /// The locks to show when nothing moves, by their offsets.

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::cli::WorkerArgs;
 use crate::crew::{enlist, set_name};
 use crate::ledger::Entry;
+use crate::served::alive;
 use crate::shared;
 use heirlock::{MutexGuard, Participant};
 use std::thread::sleep;
@@ -28,19 +29,19 @@ pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
     }
 
     let (target, alone) = (course.target(), course.workers() == 1);
-    let alive = |who| shared::alive(&segment, who);
+    let alive = |who| alive(&segment, who);
     loop {
-        let before = shared.waiting();
+        let before = shared.served.waiting(&shared.ledger, course);
         let start = Instant::now();
         let mut ledger = shared.ledger.lock();
         let entry = Entry {
             me: me.to_bits(),
             inherited: MutexGuard::inherited(&ledger).is_some(),
             waited: start.elapsed(),
-            passed_over: shared.is_passed_over(&before, alive),
+            passed_over: shared.served.is_passed_over(&before, alive),
             alive: &alive,
         };
-        shared.count_served(args.slot);
+        shared.served.count(args.slot);
         ledger.enter(&entry);
         let may_count = ledger.done() < course.limit();
         if may_count {

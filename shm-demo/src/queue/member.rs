@@ -48,6 +48,10 @@ fn produce(queue: &Queue, producer: usize) {
             // With the lock held: if this process is killed before it has notified, there
             // is an heir, and it does.
             queue.not_empty.notify_one();
+            if ring.pushed() >= course.target() {
+                // Nobody needs room any more.
+                queue.not_full.notify_all();
+            }
         } else {
             // All are pushed, or a kill is due first.
             drop(ring);
@@ -72,13 +76,16 @@ fn consume(queue: &Queue, consumer: usize) {
             queue.wait(&queue.not_empty, &mut ring);
         }
         if ring.is_empty() {
-            // The last one was popped, by this consumer or another one.
-            queue.not_empty.notify_all();
+            // The last one was popped.
             return;
         }
         let given = ring.pop(consumer, &pace);
         course.set_progress(ring.popped());
         queue.not_full.notify_one();
+        if ring.popped() >= course.target() {
+            // Nobody needs an item any more.
+            queue.not_empty.notify_all();
+        }
         drop(ring);
         work(queue, consumer, &given);
     }
