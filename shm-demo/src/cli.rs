@@ -25,6 +25,15 @@ Examples:
       30 seconds of signals, timeouts, cancellations, stops and kills: shows that
       nobody sleeps on and nobody is served out of turn.
 
+  shm-demo state set colour green; shm-demo state get colour
+      Keys and values that processes share; `state bench --kills 200` kills them.
+
+  shm-demo pool --size 5 --clients 20
+      Few connections, many processes; what the killed had comes back.
+
+  shm-demo queue --producers 3 --consumers 3 --kills 100
+      No item is lost and none comes twice, whoever is killed.
+
   shm-demo bench uncontended handover
       What locks cost, beside those of others.
 

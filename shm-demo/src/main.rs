@@ -2,6 +2,10 @@
 //! them while they do; `storm` has them share several, under signals, timeouts,
 //! cancellations, stops and kills; `inspect` shows what is in a segment, also
 //! when everything in it is stuck; `bench` measures locks beside their peers.
+//!
+//! `state` (keys and values), `pool` (of connections) and `queue` are there to be
+//! read as well: each of them is killed in the middle of everything, and shows what an
+//! heir has to do so that nothing is lost.
 
 mod bench;
 mod cli;

@@ -27,9 +27,9 @@ fn pool(path: &TempPath, args: &[&str]) -> Said {
 #[test]
 fn slots_of_the_killed_come_back() {
     let path = TempPath::new();
-    let args = ["--size", "5", "--clients", "20", "--requests", "5000", "--kills", "60"];
+    let args = ["--size", "5", "--clients", "20", "--requests", "5000", "--kills", "120"];
     let said = pool(&path, &args);
-    assert_held(&said, 5, 5000, 60);
+    assert_held(&said, 5, 5000, 120);
     said.assert_floors(&[
         ("slots_taken", 5000),
         ("slots_of_the_dead", 10),

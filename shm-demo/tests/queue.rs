@@ -28,8 +28,8 @@ fn queue(path: &TempPath, args: &[&str]) -> Said {
 #[test]
 fn no_item_is_lost_or_doubled_when_anybody_is_killed() {
     let path = TempPath::new();
-    let said = queue(&path, &["--items", "20000", "--kills", "100"]);
-    assert_held(&said, 20_000, 100);
+    let said = queue(&path, &["--items", "20000", "--kills", "200"]);
+    assert_held(&said, 20_000, 200);
     said.assert_floors(&[
         ("waits_for_room", 10),
         ("waits_for_items", 10),

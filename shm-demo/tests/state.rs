@@ -62,13 +62,13 @@ fn nothing_is_lost_when_workers_are_killed() {
         "--operations",
         "20000",
         "--kills",
-        "60",
+        "100",
         "--json",
     ]);
     assert_eq!(said.code(), Some(0), "{said:?}");
     assert_eq!(said.json()["outcome"], "held", "{said:?}");
     assert_eq!(said.json()["failures"], json!([]));
-    assert_eq!(said.number("kills"), 60);
+    assert_eq!(said.number("kills"), 100);
     assert_eq!(said.number("wrong"), 0);
     assert_eq!(said.number("entries"), said.number("entries_expected"));
     assert!(said.number("repaired") <= said.number("inherited"), "{said:?}");

@@ -5,7 +5,7 @@
 use super::State;
 use super::acks::{Acks, MAX_WORKERS, Verdict, judge};
 use super::cli::StateBenchArgs;
-use super::table::Counts;
+use super::table::{Counts, Table};
 use crate::Result;
 use crate::course::Course;
 use crate::crew::Crew;
@@ -13,11 +13,12 @@ use crate::outcome::{End, Outcome};
 use crate::segment_file::SegmentFile;
 use crate::signals::Signals;
 use crate::trial::{FINAL_LOCK, STUCK, Subject, Trial};
-use heirlock::{Options, Participant, Segment, SegmentError};
+use heirlock::{MutexGuard, Options, Participant, Segment, SegmentError};
 use serde::Serialize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 use zerocopy::FromBytes;
 
 /// Which `Bench` this is: another number for every change of it.
@@ -34,9 +35,27 @@ pub(crate) struct Bench {
     pub(crate) state: State,
     pub(crate) course: Course,
     pub(crate) acks: [Acks; MAX_WORKERS],
+    /// Whether heirs repair. Never changes.
+    repairs: u64,
     pub(crate) wrong: AtomicU64,
     pub(crate) in_doubt_made: AtomicU64,
     pub(crate) in_doubt_not_made: AtomicU64,
+}
+
+impl Bench {
+    /// The table as a worker gets it. Without repair the lock is as useful as one that
+    /// does not tell of deaths.
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        if self.repairs != 0 { self.state.table() } else { self.state.table.lock() }
+    }
+
+    fn table_within(&self, time: Duration) -> Option<MutexGuard<'_, Table>> {
+        if self.repairs != 0 {
+            self.state.table_within(time)
+        } else {
+            self.state.table.try_lock_for(time)
+        }
+    }
 }
 
 fn options() -> Options<'static, Bench> {
@@ -64,13 +83,15 @@ impl Subject for Segment<Bench> {
 pub(crate) fn run(args: &StateBenchArgs) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let create = |path: &Path| {
-        let lay_out = |bench: &mut Bench| bench.course.lay_out(args.workers, args.operations);
+        let lay_out = |bench: &mut Bench| {
+            bench.course.lay_out(args.workers, args.operations);
+            bench.repairs = u64::from(!args.without_repair);
+        };
         options().capacity(args.workers + SPARE_ROWS).init(lay_out).create(path)
     };
     // Dropped in the reverse order: first the workers end, then the segment goes.
     let (file, segment) = SegmentFile::create(args.path.as_deref(), "state", create)?;
-    let more: &[&str] = if args.without_repair { &["--without-repair"] } else { &[] };
-    let crew = Crew::new("state-worker", &file.0, args.workers, more);
+    let crew = Crew::new("state-worker", &file.0, args.workers, &[]);
     let mut trial = Trial::new(&segment, &file.0, crew, args.kills, STUCK);
     let end = trial.run(&signals)?;
     let report = report(args, &segment, trial, &end);
@@ -102,12 +123,7 @@ fn report(args: &StateBenchArgs, bench: &Bench, mut trial: Trial, end: &End) -> 
     let deaths = trial.deaths();
     let (mut changes, mut entries) = (0, 0);
     let (mut counts, mut verdict) = (Counts::default(), Verdict::default());
-    let table = if args.without_repair {
-        bench.state.table.try_lock_for(FINAL_LOCK)
-    } else {
-        bench.state.table_within(FINAL_LOCK)
-    };
-    match table {
+    match bench.table_within(FINAL_LOCK) {
         Some(mut table) => {
             counts = table.counts.clone();
             (changes, entries) = (table.changes(), table.entries());

@@ -219,6 +219,4 @@ pub(crate) struct StateWorkerArgs {
     pub(crate) slot: usize,
     /// The process that started it
     pub(crate) parent: u32,
-    #[arg(long)]
-    pub(crate) without_repair: bool,
 }

@@ -79,29 +79,18 @@ pub(crate) fn run(args: &StateArgs) -> Result<ExitCode> {
             let segment = open_or_create(&at.path)?;
             let mut table = segment.table();
             let change = table.set(key.as_bytes(), value.as_bytes(), &|| ())?;
-            tell_change(at, "set", key, change, &table)
+            let entries = table.entries();
+            drop(table);
+            tell_change(at, "set", key, change, entries)
         }
-        StateCommand::Get { at, key } => {
-            let segment = open(&at.path)?;
-            let mut table = segment.table();
-            let Some(found) = table.get(key.as_bytes())? else { return Err(no_key(key).into()) };
-            let value = String::from_utf8_lossy(found.value);
-            if at.json {
-                let version = found.version;
-                print_json(&json!({ "outcome": "found", "key": key, "value": value,
-                                    "version": version }))?;
-            } else {
-                print(&format!("{value}\n"))?;
-            }
-            Ok(ExitCode::SUCCESS)
-        }
+        StateCommand::Get { at, key } => get(at, key),
         StateCommand::Remove { at, key } => {
             let segment = open(&at.path)?;
             let mut table = segment.table();
-            let Some(change) = table.remove(key.as_bytes(), &|| ())? else {
-                return Err(no_key(key).into());
-            };
-            tell_change(at, "removed", key, change, &table)
+            let change = table.remove(key.as_bytes(), &|| ())?.ok_or_else(|| no_key(key))?;
+            let entries = table.entries();
+            drop(table);
+            tell_change(at, "removed", key, change, entries)
         }
         StateCommand::List { at } => list(at),
         StateCommand::Serve(args) => serve::run(args),
@@ -113,11 +102,31 @@ fn no_key(key: &str) -> String {
     format!("there is no key {key}")
 }
 
-fn tell_change(at: &Where, what: &str, key: &str, change: u64, table: &Table) -> Result<ExitCode> {
+fn tell_change(at: &Where, what: &str, key: &str, version: u64, entries: u64) -> Result<ExitCode> {
     if at.json {
-        let entries = table.entries();
-        print_json(&json!({ "outcome": what, "key": key, "version": change,
+        print_json(&json!({ "outcome": what, "key": key, "version": version,
                             "entries": entries }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes that somebody has set, as far as they are text.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn get(at: &Where, key: &str) -> Result<ExitCode> {
+    let segment = open(&at.path)?;
+    let mut table = segment.table();
+    let found = table.get(key.as_bytes())?.ok_or_else(|| no_key(key))?;
+    let (value, version) = (text(found.value), found.version);
+    // Nobody waits for a lock while this waits for whoever reads what it prints.
+    drop(table);
+    if at.json {
+        print_json(&json!({ "outcome": "found", "key": key, "value": value,
+                            "version": version }))?;
+    } else {
+        print(&format!("{value}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -125,22 +134,23 @@ fn tell_change(at: &Where, what: &str, key: &str, change: u64, table: &Table) ->
 fn list(at: &Where) -> Result<ExitCode> {
     let segment = open(&at.path)?;
     let table = segment.table();
-    let list = table.list()?;
-    let text = String::from_utf8_lossy;
+    let list: Vec<(String, String)> =
+        table.list()?.into_iter().map(|(key, value)| (text(key), text(value))).collect();
+    let (changes, counts) = (table.changes(), table.counts.clone());
+    drop(table);
     if at.json {
-        let entry = |(key, value)| json!({ "key": text(key), "value": text(value) });
+        let entry = |(key, value): &(String, String)| json!({ "key": key, "value": value });
         print_json(&json!({
             "outcome": "listed",
             "path": at.path,
-            "entries": list.into_iter().map(entry).collect::<Vec<_>>(),
+            "entries": list.iter().map(entry).collect::<Vec<_>>(),
             "capacity": CAPACITY,
-            "changes": table.changes(),
-            "inherited": table.counts.inherited,
-            "repaired": table.counts.repaired,
+            "changes": changes,
+            "inherited": counts.inherited,
+            "repaired": counts.repaired,
         }))?;
     } else {
-        let line = |(key, value)| format!("{}\t{}\n", text(key), text(value));
-        print(&list.into_iter().map(line).collect::<String>())?;
+        print(&list.iter().map(|(key, value)| format!("{key}\t{value}\n")).collect::<String>())?;
     }
     Ok(ExitCode::SUCCESS)
 }

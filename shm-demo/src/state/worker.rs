@@ -5,12 +5,10 @@
 use super::acks::{Doubt, HOT, MAX_WORKERS, OWN, hot_key, is_hot_value, own_key, own_value, value};
 use super::bench::{self, Bench};
 use super::cli::StateWorkerArgs;
-use super::table::Table;
 use crate::Result;
 use crate::crew::{enlist, set_name};
 use crate::settle::pace;
 use fastrand::Rng;
-use heirlock::MutexGuard;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub(crate) fn run(args: &StateWorkerArgs) -> Result<()> {
@@ -21,7 +19,7 @@ pub(crate) fn run(args: &StateWorkerArgs) -> Result<()> {
         return Err(format!("there is no place {}", args.slot).into());
     }
     segment.course.take_place(args.slot, segment.attach()?);
-    let worker = Worker { bench: &segment, slot: args.slot, repair: !args.without_repair };
+    let worker = Worker { bench: &segment, slot: args.slot };
     worker.look_what_is_in_doubt();
     let mut rng = Rng::new();
     while !segment.course.is_complete() {
@@ -39,7 +37,6 @@ pub(crate) fn run(args: &StateWorkerArgs) -> Result<()> {
 struct Worker<'a> {
     bench: &'a Bench,
     slot: usize,
-    repair: bool,
 }
 
 fn add(count: &AtomicU64) {
@@ -47,11 +44,6 @@ fn add(count: &AtomicU64) {
 }
 
 impl Worker<'_> {
-    fn table(&self) -> MutexGuard<'_, Table> {
-        // Without repair the lock is as useful as one that does not tell of deaths.
-        if self.repair { self.bench.state.table() } else { self.bench.state.table.lock() }
-    }
-
     fn must(&self, holds: bool) {
         if !holds {
             add(&self.bench.wrong);
@@ -61,7 +53,7 @@ impl Worker<'_> {
     /// Whoever had this place before may have been killed in a change.
     fn look_what_is_in_doubt(&self) {
         for (key, ack) in self.bench.acks[self.slot].own.iter().enumerate() {
-            let mut table = self.table();
+            let mut table = self.bench.table();
             let found = table.get(own_key(self.slot, key).as_bytes());
             let Ok(found) = found else {
                 self.must(false);
@@ -80,8 +72,8 @@ impl Worker<'_> {
         let (ack, name) = (&self.bench.acks[self.slot].own[key], own_key(self.slot, key));
         let number = ack.intend();
         let version = match own_value(self.slot, key, number) {
-            Some(value) => self.table().set(name.as_bytes(), value.as_bytes(), &pace).ok(),
-            None => self.table().remove(name.as_bytes(), &pace).ok().flatten(),
+            Some(value) => self.bench.table().set(name.as_bytes(), value.as_bytes(), &pace).ok(),
+            None => self.bench.table().remove(name.as_bytes(), &pace).ok().flatten(),
         };
         self.must(version.is_some());
         ack.acknowledge(number, version.unwrap_or(0));
@@ -92,7 +84,7 @@ impl Worker<'_> {
         let (ack, name) = (&self.bench.acks[self.slot].hot[key], hot_key(key));
         let number = ack.intend();
         let value = value(self.slot, key, number);
-        let version = self.table().set(name.as_bytes(), value.as_bytes(), &pace).ok();
+        let version = self.bench.table().set(name.as_bytes(), value.as_bytes(), &pace).ok();
         self.must(version.is_some());
         ack.acknowledge(number, version.unwrap_or(0));
         self.bench.course.advance();
@@ -102,14 +94,14 @@ impl Worker<'_> {
     fn look(&self, key: usize) {
         let acked = self.bench.acks[self.slot].own[key].acked();
         let expected = own_value(self.slot, key, acked);
-        let mut table = self.table();
+        let mut table = self.bench.table();
         let found = table.get(own_key(self.slot, key).as_bytes());
         let expected = expected.as_deref().map(str::as_bytes);
         self.must(found.is_ok_and(|found| found.map(|found| found.value) == expected));
     }
 
     fn look_hot(&self, key: usize) {
-        let mut table = self.table();
+        let mut table = self.bench.table();
         let is_right = match table.get(hot_key(key).as_bytes()) {
             Ok(Some(found)) => is_hot_value(&self.bench.acks, key, found.value),
             Ok(None) => true,
