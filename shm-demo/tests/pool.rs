@@ -66,11 +66,11 @@ fn more_slots_than_clients() {
 fn the_check_fails_if_nobody_takes_slots_back() {
     let path = TempPath::new();
     // Fewer kills than slots: the clients can go on.
-    let args = ["--size", "12", "--clients", "4", "--requests", "1000", "--kills", "11"];
+    let args = ["--size", "32", "--clients", "8", "--requests", "3000", "--kills", "31"];
     let said = pool(&path, &[&args[..], &["--without-repair"]].concat());
     assert_eq!(said.code(), Some(1), "{said:?}");
     assert_eq!(said.json()["outcome"], "failed");
-    assert!(said.err.contains("of 12 slots are free at the end"), "{said:?}");
+    assert!(said.err.contains("of 32 slots are free at the end"), "{said:?}");
     path.assert_clean();
 }
 

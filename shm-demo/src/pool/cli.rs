@@ -48,8 +48,9 @@ Examples:
   shm-demo pool --size 5 --clients 20
   shm-demo pool --size 1 --clients 8 --kills 100
   shm-demo pool --json | tail -n 1
-  shm-demo pool --size 5 --clients 4 --kills 4 --without-repair
-      Nobody takes back what the dead have left: the check must fail.";
+  shm-demo pool --size 32 --clients 8 --kills 31 --without-repair
+      Nobody takes back what the dead have left: the check must fail. (With as many
+      kills as slots there may be none left, and the run ends after 60 seconds.)";
 
 const PATH: &str = "\
 Where to create the segment; removed at the end
