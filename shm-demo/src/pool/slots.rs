@@ -200,8 +200,8 @@ impl<'a> Access<'a> {
         for slot in 0..slots.holders().len() {
             let holder = slots.holders[slot];
             if holder != 0 && is_dead(holder) {
-                // Of its own word: it may have died before it wrote it, or after it
-                // had taken it back.
+                // The word is not there if it died before it wrote it, or after it had
+                // taken it back.
                 let word = &self.pool.in_use[slot];
                 let _ = word.compare_exchange(holder, 0, Release, Relaxed);
                 slots.holders[slot] = 0;
