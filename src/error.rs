@@ -1,7 +1,10 @@
-//! Why a lock was not acquired: an enum for each call, and one for all.
+//! Why a lock was not acquired: an enum for each call, and one for all. And why one was
+//! not given a name.
 
+use crate::deadlock::Cycle;
 use crate::lock::raw::Failed;
 use crate::memory::error::Corrupted;
+use crate::memory::names::NAME_LEN;
 use crate::participant::attach::AttachError;
 use core::fmt;
 use std::error::Error;
@@ -18,6 +21,10 @@ pub enum Unusable {
     OtherMutex,
     /// The condition variable lies in another segment than the mutex, or in none.
     OtherSegment,
+    /// The thread and others wait for each other for ever, and of these it was chosen to
+    /// give up, so that the others proceed when it drops the locks that it holds. Only
+    /// if that was asked for; see [`deadlock`](crate::deadlock).
+    Deadlock(Cycle),
     /// The thread could not join the segment.
     Attach(AttachError),
     /// The segment holds what no participant can have written.
@@ -127,6 +134,7 @@ impl From<Failed> for LockError {
             Failed::Cancelled => Self::Cancelled,
             Failed::Interrupted => Self::Interrupted,
             Failed::OwnedByCaller => Self::Unusable(Unusable::WouldDeadlock),
+            Failed::Deadlock(cycle) => Self::Unusable(Unusable::Deadlock((*cycle).into())),
             Failed::Corrupted(corrupted) => Self::Unusable(corrupted.into()),
         }
     }
@@ -146,6 +154,11 @@ impl fmt::Display for Unusable {
             Self::OtherSegment => f.write_str(
                 "the condition variable and the mutex are not in the same segment; \
                  put them side by side",
+            ),
+            Self::Deadlock(cycle) => write!(
+                f,
+                "this thread was chosen to end a deadlock, and its place in the queue is given \
+                 up; drop the locks that it holds before it tries again: {cycle}"
             ),
             Self::Attach(error) => error.fmt(f),
             Self::Corrupted { what } => Corrupted(what).fmt(f),
@@ -226,3 +239,65 @@ impl Error for Cancelled {
         }
     }
 }
+
+/// Why [`Segment::set_name`](crate::Segment::set_name) did not give a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NameError {
+    /// It is too long.
+    TooLong {
+        /// How long it is, in bytes.
+        found: usize,
+        /// How long a name can be.
+        max: usize,
+    },
+    /// It is empty, or has control characters in it.
+    NotPrintable,
+    /// What is to be named is not in the segment's value.
+    Elsewhere,
+    /// It has another name already, which stays; or somebody is giving it one, or was
+    /// killed while doing so.
+    Another {
+        /// What it is called, as far as that is known.
+        name: Option<String>,
+    },
+    /// The segment has room for 62 names, and all of it is taken.
+    Full,
+}
+
+impl NameError {
+    /// Whether `name` can be a name.
+    pub(crate) fn check(name: &str) -> Result<(), Self> {
+        if name.len() > NAME_LEN {
+            return Err(Self::TooLong { found: name.len(), max: NAME_LEN });
+        }
+        let printable = !name.is_empty() && !name.contains(char::is_control);
+        if printable { Ok(()) } else { Err(Self::NotPrintable) }
+    }
+}
+
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLong { found, max } => {
+                write!(f, "the name has {found} bytes, and {max} are the most; choose another")
+            }
+            Self::NotPrintable => {
+                f.write_str("the name is empty, or has control characters; choose another")
+            }
+            Self::Elsewhere => f.write_str(
+                "what is to be named is not in the segment's value; pass a reference into it",
+            ),
+            Self::Another { name: Some(name) } => {
+                write!(f, "it is called {name:?} already, and names stay")
+            }
+            Self::Another { name: None } => f.write_str(
+                "somebody is giving it another name, or was killed while doing so; every \
+                 process must give it the same",
+            ),
+            Self::Full => f.write_str("the segment's 62 names are all given; name fewer locks"),
+        }
+    }
+}
+
+impl Error for NameError {}

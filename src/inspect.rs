@@ -1,15 +1,18 @@
 //! Looking into a segment without taking part: no lock, no row, no write.
 
 use crate::condvar::Condvar;
+use crate::deadlock::Cycle;
+use crate::lock::cycle::{View, Wait, cycles};
 use crate::lock::queue::snapshot;
-use crate::lock::word::{Code, LockWords, Stage, WaitState};
+use crate::lock::word::{Code, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::SegmentError;
-use crate::memory::layout::{Header, Layout, Life};
+use crate::memory::layout::{Header, Layout, Life, NAMES_OFFSET};
 use crate::memory::map::Mapping;
+use crate::memory::names::Names;
 use crate::memory::registry::{self, Found};
 use crate::mutex::Mutex;
 use crate::participant::id::Id;
-use crate::participant::life::Fate;
+use crate::participant::life::{Fate, died};
 use crate::participant::table::{Counters, Identity, IdentityRecord, Row, Table};
 use crate::segment::{Participant, Segment, display_name};
 use crate::sys::atomic::Ordering::{Acquire, Relaxed};
@@ -211,6 +214,10 @@ pub struct Snapshot {
     /// lock that is held and that nobody waits for leaves no trace in the
     /// table.)
     pub locks: Vec<LockView>,
+    /// Every deadlock among the participants, each once. These are certain, whatever
+    /// the other parts say: see [`deadlock`](crate::deadlock). (Those that pass through
+    /// other segments, too, are not among them.)
+    pub deadlocks: Vec<Cycle>,
 }
 
 /// A thread in a segment, as [`Snapshot`] saw it.
@@ -263,6 +270,10 @@ pub struct WaitView {
 pub struct LockView {
     /// Where it is, as [`Segment::offset_of`] names it.
     pub offset: u64,
+    /// What it is called, if it has been given a name; see [`Segment::set_name`].
+    pub name: Option<String>,
+    /// Who gets it next when somebody waits.
+    pub policy: Policy,
     /// Its owner, dead or alive; `None` if it is free.
     pub owner: Option<Participant>,
     /// Whether the owner is alive.
@@ -335,6 +346,70 @@ fn read<R: FromBytes>(fd: BorrowedFd, offset: usize) -> Result<R, SegmentError> 
     Ok(R::read_from_bytes(&bytes).expect("the sizes are equal"))
 }
 
+/// The file, for who looks for circles: each look reads it anew.
+struct FileView<'a> {
+    fd: BorrowedFd<'a>,
+    path: Option<&'a Path>,
+    layout: &'a Layout,
+    rows_used: u32,
+    names: &'a Names,
+}
+
+impl FileView<'_> {
+    /// As [`read`], in the order in which it is called, also for processors that would
+    /// read early.
+    fn read<R: FromBytes>(&self, offset: usize) -> Option<R> {
+        let found = read(self.fd, offset).ok();
+        fence(Acquire);
+        found
+    }
+
+    fn has_row(&self, index: u32) -> bool {
+        (1..=self.rows_used).contains(&index)
+    }
+}
+
+impl View for FileView<'_> {
+    fn rows(&self) -> u32 {
+        self.rows_used
+    }
+
+    fn wait(&self, index: u32) -> Option<Wait> {
+        if !self.has_row(index) {
+            return None;
+        }
+        let row = || self.read::<Row>(self.layout.row(index));
+        let first = row().filter(|row| row.asleep.load(Relaxed) != 0)?;
+        let life = self.read(self.layout.life(index))?;
+        Wait::of(index, &first, &life, &row()?, &row()?)
+    }
+
+    fn owner(&self, offset: u64) -> Option<Id> {
+        let words = self.layout.holds_lock(offset).then(|| self.read::<LockWords>(offset as usize));
+        Some(Id::from_bits(words??.owner.load(Relaxed)).plain())
+    }
+
+    fn life(&self, id: Id) -> Option<u32> {
+        let index = Some(id.index()).filter(|index| self.has_row(*index))?;
+        let life: Life = self.read(self.layout.life(index))?;
+        let word = life.word.load(Relaxed);
+        (life.generation.load(Relaxed) == id.generation() && !died(word)).then_some(word)
+    }
+
+    fn identity(&self, id: Id) -> Option<Identity> {
+        let known = Some(id).filter(|id| self.has_row(id.index()))?;
+        self.read::<IdentityRecord>(IdentityRecord::offset(self.layout, known))?.identity(id)
+    }
+
+    fn name(&self, offset: u64) -> Option<String> {
+        self.names.of(offset)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.path
+    }
+}
+
 impl Snapshot {
     /// Reads the segment at `path`, with the locks at the offsets `locks`
     /// besides those that are found.
@@ -346,7 +421,7 @@ impl Snapshot {
         let path = path.as_ref();
         let fd = shm::open_read_only(path)
             .map_err(|source| SegmentError::of_path("open", path, source))?;
-        Self::of(fd.as_fd(), locks)
+        Self::looked_at(fd.as_fd(), Some(path), locks)
     }
 
     /// Reads the segment behind a descriptor, for example
@@ -356,6 +431,10 @@ impl Snapshot {
     ///
     /// [`InspectError`] says what is there instead of a segment.
     pub fn of(fd: BorrowedFd, locks: &[u64]) -> Result<Self, InspectError> {
+        Self::looked_at(fd, None, locks)
+    }
+
+    fn looked_at(fd: BorrowedFd, path: Option<&Path>, locks: &[u64]) -> Result<Self, InspectError> {
         let stat = || shm::stat(fd).map_err(io("stat"));
         if !stat()?.regular {
             return Err(SegmentError::NotAFile.into());
@@ -379,13 +458,15 @@ impl Snapshot {
         offsets.retain(|offset| *offset != 0);
         offsets.sort_unstable();
         offsets.dedup();
+        let names: Names = read(fd, NAMES_OFFSET)?;
         let mut locks = Vec::new();
         // A row is in one queue, or was seen in a second one meanwhile.
         let mut members = 2 * rows.rows.len();
         for offset in offsets {
             if layout.holds_lock(offset) {
                 let words = read(fd, offset as usize)?;
-                locks.push(LockView::new(offset, &words, &rows, &mut members));
+                let name = names.of(offset);
+                locks.push(LockView::new(offset, name, &words, &rows, &mut members));
             }
         }
         let mut participants = Vec::new();
@@ -395,6 +476,14 @@ impl Snapshot {
         let boot =
             header.boot[0].load(Relaxed) as u128 | (header.boot[1].load(Relaxed) as u128) << 64;
         let now = process::boot_id();
+        let other_boot = boot != 0 && now != 0 && boot != now;
+        let sleepers = rows.rows.iter().filter(|(row, _)| row.asleep.load(Relaxed) != 0);
+        let deadlocks = if other_boot || sleepers.count() < 2 {
+            Vec::new()
+        } else {
+            let looked_at = FileView { fd, path, layout: &layout, rows_used, names: &names };
+            cycles(&[&looked_at]).into_iter().map(Cycle::from).collect()
+        };
         Ok(Self {
             layout_version: header.version,
             schema: header.schema,
@@ -402,9 +491,10 @@ impl Snapshot {
             value_offset: layout.value_offset as u64,
             capacity: layout.capacity,
             rows_used,
-            other_boot: boot != 0 && now != 0 && boot != now,
+            other_boot,
             participants,
             locks,
+            deadlocks,
         })
     }
 
@@ -470,11 +560,19 @@ impl ParticipantView {
 }
 
 impl LockView {
-    fn new(offset: u64, words: &LockWords, rows: &Rows, members: &mut usize) -> Self {
+    fn new(
+        offset: u64,
+        name: Option<String>,
+        words: &LockWords,
+        rows: &Rows,
+        members: &mut usize,
+    ) -> Self {
         let owner = Id::from_bits(words.owner.load(Relaxed));
         let (queue, broken) = rows.queue(words.tail.load(Relaxed), members);
         Self {
             offset,
+            name,
+            policy: words.policy(),
             owner: (!owner.is_nobody()).then_some(Participant(owner.plain())),
             owner_alive: rows.alive(owner.plain()),
             inherited: owner.inherited(),
@@ -503,6 +601,9 @@ impl fmt::Display for Snapshot {
         }
         for lock in &self.locks {
             writeln!(f, "  {lock}")?;
+        }
+        for cycle in &self.deadlocks {
+            writeln!(f, "{cycle}")?;
         }
         Ok(())
     }
@@ -545,7 +646,11 @@ impl fmt::Display for ParticipantView {
 
 impl fmt::Display for LockView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lock {}: ", self.offset)?;
+        write!(f, "lock {}", self.offset)?;
+        if let Some(name) = &self.name {
+            write!(f, " \"{name}\"")?;
+        }
+        write!(f, " ({:?}): ", self.policy)?;
         match self.owner {
             None => f.write_str("free")?,
             Some(owner) => write!(

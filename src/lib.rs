@@ -47,6 +47,7 @@
 //! * The data is as the dead owner left it, perhaps torn. Repairing it is the
 //!   heir's business; only types for which every bit pattern is valid
 //!   ([`zerocopy::FromBytes`]) can live in a segment.
+//! * Deadlocks are found, and ended, where that is asked for only; see [`deadlock`].
 //! * A process that is stopped (`SIGSTOP`) while it holds a lock is alive: the
 //!   others wait.
 //! * Locks cannot be used in signal handlers.
@@ -60,6 +61,7 @@
 #![cfg_attr(loom, allow(dead_code, reason = "the models use a part of the crate"))]
 
 mod condvar;
+pub mod deadlock;
 mod error;
 mod inspect;
 mod lock;
@@ -74,7 +76,7 @@ mod sys;
 pub mod signals {}
 
 pub use condvar::{Condvar, WaitTimeoutResult};
-pub use error::{Cancelled, Interrupted, LockError, Unusable};
+pub use error::{Cancelled, Interrupted, LockError, NameError, Unusable};
 pub use inspect::{
     InspectError, LockView, ParticipantView, Snapshot, Statistics, WaitView, is_alive, owner,
     queue, statistics, waiters,

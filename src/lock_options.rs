@@ -1,7 +1,7 @@
 //! What may end a wait, as the users say it.
 
 use crate::lock::cancel::CancelToken;
-use crate::lock::wait::Limits;
+use crate::lock::wait::{Detect, Limits};
 use crate::sys::clock::Deadline;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ pub struct LockOptions<'t> {
     time: Option<Time>,
     token: Option<&'t CancelToken>,
     interruptible: bool,
+    detect: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +30,7 @@ enum Time {
 impl<'t> LockOptions<'t> {
     /// Nothing ends the wait.
     pub const fn new() -> Self {
-        Self { time: None, token: None, interruptible: false }
+        Self { time: None, token: None, interruptible: false, detect: None }
     }
 
     /// It ends `timeout` after it began; see
@@ -56,6 +57,16 @@ impl<'t> LockOptions<'t> {
         Self { interruptible, ..self }
     }
 
+    /// It ends if it has lasted for `after` and is a part of a deadlock, which it is
+    /// chosen to end; from then on it looks each time `after` has passed again. In
+    /// place of what the process wants in the segment
+    /// ([`Segment::detect_deadlocks`](crate::Segment::detect_deadlocks)). A wait that
+    /// may end by itself, by one of the other options, is never part of a deadlock, so
+    /// with one of those it changes nothing. See [`deadlock`](crate::deadlock).
+    pub const fn detect_deadlocks(self, after: Duration) -> Self {
+        Self { detect: Some(after), ..self }
+    }
+
     /// The same for a wait that begins now; `None` if it is cancelled already.
     pub(crate) fn limits(&self) -> Option<Limits<'t>> {
         let cancelled = match self.token {
@@ -67,6 +78,8 @@ impl<'t> LockOptions<'t> {
             Time::Until(deadline) => deadline.saturating_duration_since(Instant::now()),
         });
         let deadline = time.and_then(Deadline::after);
-        Some(Limits { deadline, cancelled, interruptible: self.interruptible })
+        let interruptible = self.interruptible;
+        let detect = self.detect.map_or(Detect::AsSegment, Detect::After);
+        Some(Limits { deadline, cancelled, interruptible, detect, ..Limits::default() })
     }
 }

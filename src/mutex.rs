@@ -5,7 +5,7 @@ use crate::error::{Cancelled, Interrupted, LockError, Unusable};
 use crate::lock::cancel::CancelToken;
 use crate::lock::condvar::{Outcome, RawCondvar, Refused};
 use crate::lock::raw::{Failed, Fast, RawMutex, reclaim};
-use crate::lock::wait::Limits;
+use crate::lock::wait::{Detect, Limits};
 use crate::lock::word::Policy;
 use crate::lock_options::LockOptions;
 use crate::memory::error::Corrupted;
@@ -21,6 +21,9 @@ use core::ptr::NonNull;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 use zerocopy::FromBytes;
+
+/// After how long [`Mutex::lock_checked`] looks for a deadlock.
+const CHECK_AFTER: Duration = Duration::from_secs(1);
 
 /// A mutual exclusion lock that processes can share: first in, first out, and
 /// inherited from owners that die.
@@ -127,7 +130,9 @@ impl<T: ?Sized> Mutex<T> {
     /// If the calling thread holds the lock already (it would wait for itself
     /// for ever); if it cannot join the segment (see
     /// [`Segment::attach`](crate::Segment::attach), which returns that as an
-    /// error instead); if the segment is corrupted.
+    /// error instead); if the segment is corrupted. If the process wants that in the
+    /// segment ([`Segment::detect_deadlocks`](crate::Segment::detect_deadlocks)), also
+    /// if it is chosen to end a deadlock.
     ///
     /// # Examples
     ///
@@ -168,6 +173,52 @@ impl<T: ?Sized> Mutex<T> {
         match self.raw.settle_barge(&me) {
             Ok(()) => MutexGuard { me, mutex: self },
             Err(corrupted) => fail(corrupted.into()),
+        }
+    }
+
+    /// Waits its turn and takes the lock, unless the thread and others turn out to wait
+    /// for each other for ever, and this one is chosen to give up: it looks for that
+    /// when it has waited for a second, and each second from then on. See
+    /// [`deadlock`](crate::deadlock).
+    ///
+    /// [`LockOptions::detect_deadlocks`] has it look sooner or later.
+    ///
+    /// # Errors
+    ///
+    /// [`Unusable::Deadlock`], for the thread to drop the locks that it holds; otherwise
+    /// where [`Mutex::lock`] would panic.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, Unusable};
+    /// fn transfer(from: &Mutex<u64>, to: &Mutex<u64>) -> Result<(), Unusable> {
+    ///     loop {
+    ///         let mut from = from.lock();
+    ///         match to.lock_checked() {
+    ///             Ok(mut to) => {
+    ///                 *from -= 1;
+    ///                 *to += 1;
+    ///                 return Ok(());
+    ///             }
+    ///             // Somebody transfers the other way.
+    ///             Err(Unusable::Deadlock(cycle)) => println!("{cycle}"),
+    ///             Err(error) => return Err(error),
+    ///         }
+    ///     }
+    /// }
+    /// transfer(&Mutex::new(1), &Mutex::new(0))?;
+    /// # Ok::<(), Unusable>(())
+    /// ```
+    pub fn lock_checked(&self) -> Result<MutexGuard<'_, T>, Unusable> {
+        let me = self.join()?;
+        let detect = Detect::After(CHECK_AFTER);
+        match self.raw.lock(&me, Limits { detect, ..Limits::default() }) {
+            Ok(hasty) => Ok(MutexGuard { me: me.marked(hasty), mutex: self }),
+            Err(failed) => match LockError::from(failed) {
+                LockError::Unusable(unusable) => Err(unusable),
+                ended => unreachable!("nothing was to end the wait: {ended}"),
+            },
         }
     }
 
@@ -617,6 +668,8 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// Releases the lock, runs `f`, and waits its turn for the lock again. The
     /// guard then tells of what it inherited the second time.
     ///
+    /// That wait does not look for deadlocks, so it is never chosen to end one.
+    ///
     /// # Panics
     ///
     /// As [`Mutex::lock`].
@@ -638,7 +691,9 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
                 if !self.0.me.is_of_this_process() {
                     return;
                 }
-                match self.0.mutex.raw.lock(&self.0.me, Limits::default()) {
+                // There is no guard to be returned if it gives up.
+                let limits = Limits { detect: Detect::Never, ..Limits::default() };
+                match self.0.mutex.raw.lock(&self.0.me, limits) {
                     Ok(hasty) => self.0.me = self.0.me.marked(hasty),
                     Err(failed) => fail(failed),
                 }

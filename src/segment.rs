@@ -1,10 +1,12 @@
 //! Segments as their users see them.
 #![allow(unsafe_code)]
 
+use crate::error::NameError;
 use crate::lock::raw::reclaim;
 use crate::memory::error::SegmentError;
 use crate::memory::layout::{MAGIC, Wanted};
 use crate::memory::map::{How, Mapping, Request};
+use crate::memory::names::Refused;
 use crate::participant::attach::AttachError;
 use crate::participant::current::{current_in, prune};
 use crate::participant::id::Id;
@@ -15,6 +17,7 @@ use core::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use zerocopy::FromBytes;
 
 /// A `T` in memory that processes share, with room for the threads that lock
@@ -84,7 +87,8 @@ unsafe impl<T: Sync> Sync for Segment<T> {}
 /// How to create or open a segment; made by [`Segment::options`].
 ///
 /// `capacity`, `mode` and `init` matter to whoever creates the segment;
-/// `schema`, and size and alignment of `T`, must be the same for everybody.
+/// `schema`, and size and alignment of `T`, must be the same for everybody;
+/// `detect_deadlocks` is each process's own affair.
 ///
 /// # Examples
 ///
@@ -106,6 +110,7 @@ pub struct Options<'i, T> {
     capacity: u32,
     mode: u32,
     schema: u64,
+    detect: Option<Duration>,
     init: Option<Init<'i, T>>,
 }
 
@@ -117,6 +122,7 @@ impl<T> fmt::Debug for Options<'_, T> {
             .field("capacity", &self.capacity)
             .field("mode", &format_args!("{:#o}", self.mode))
             .field("schema", &self.schema)
+            .field("detect_deadlocks", &self.detect)
             .finish_non_exhaustive()
     }
 }
@@ -141,6 +147,12 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     /// a segment of another schema is an error.
     pub fn schema(mut self, schema: u64) -> Self {
         self.schema = schema;
+        self
+    }
+
+    /// [`Segment::detect_deadlocks`], from the start.
+    pub fn detect_deadlocks(mut self, after: Duration) -> Self {
+        self.detect = Some(after);
         self
     }
 
@@ -171,6 +183,16 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
         Request { wanted, mode: self.mode, init }
     }
 
+    fn establish(
+        self,
+        establish: impl FnOnce(Request<'i>) -> Result<Arc<Mapping>, SegmentError>,
+    ) -> Result<Segment<T>, SegmentError> {
+        let detect = self.detect;
+        let mapping = establish(self.request())?;
+        mapping.set_detect_after(detect);
+        Ok(Segment::new(mapping))
+    }
+
     /// Creates the segment at `path`.
     ///
     /// # Errors
@@ -178,7 +200,7 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     /// [`SegmentError::AlreadyExists`], and what [`Options::open_or_create`]
     /// can meet.
     pub fn create(self, path: impl AsRef<Path>) -> Result<Segment<T>, SegmentError> {
-        self.request().at_path(path.as_ref(), How::Create).map(Segment::new)
+        self.establish(|request| request.at_path(path.as_ref(), How::Create))
     }
 
     /// Opens the segment at `path`.
@@ -188,7 +210,7 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     /// [`SegmentError`] says what is there, and what was expected. What is not
     /// accepted is not changed.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Segment<T>, SegmentError> {
-        self.request().at_path(path.as_ref(), How::Open).map(Segment::new)
+        self.establish(|request| request.at_path(path.as_ref(), How::Open))
     }
 
     /// Opens the segment at `path`; creates it if there is none, and finishes
@@ -200,7 +222,7 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     /// [`SegmentError`] says what is there, and what was expected. What is not
     /// accepted is not changed.
     pub fn open_or_create(self, path: impl AsRef<Path>) -> Result<Segment<T>, SegmentError> {
-        self.request().at_path(path.as_ref(), How::OpenOrCreate).map(Segment::new)
+        self.establish(|request| request.at_path(path.as_ref(), How::OpenOrCreate))
     }
 
     /// Creates a segment without a name (a memfd), for `fork` or to be passed
@@ -210,7 +232,7 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     ///
     /// [`SegmentError::Io`] if there is no memory.
     pub fn anonymous(self) -> Result<Segment<T>, SegmentError> {
-        self.request().anonymous().map(Segment::new)
+        self.establish(Request::anonymous)
     }
 
     /// Opens the segment behind a descriptor received from elsewhere. It must
@@ -221,7 +243,7 @@ impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
     ///
     /// [`SegmentError`] says what is there, and what was expected.
     pub fn from_fd(self, fd: OwnedFd) -> Result<Segment<T>, SegmentError> {
-        self.request().at_fd(fd).map(Segment::new)
+        self.establish(|request| request.at_fd(fd))
     }
 }
 
@@ -273,7 +295,7 @@ impl<T: FromBytes + Sync + 'static> Segment<T> {
 
     /// How to create or open a segment, if not in the usual way.
     pub fn options<'i>() -> Options<'i, T> {
-        Options { capacity: 1024, mode: 0o600, schema: 0, init: None }
+        Options { capacity: 1024, mode: 0o600, schema: 0, detect: None, init: None }
     }
 
     /// [`Options::create`] with the usual options.
@@ -390,6 +412,74 @@ impl<T: FromBytes + Sync + 'static> Segment<T> {
         let address = core::ptr::from_ref(part).addr();
         let range = self.mapping.range();
         range.contains(&address).then(|| (address - range.start) as u64)
+    }
+
+    /// Calls `part`, a lock in the value, by a name, for people: [`deadlock`](crate::deadlock)
+    /// and [`Snapshot`](crate::Snapshot) show it.
+    ///
+    /// The name is the same for all processes and stays as long as the segment. Giving
+    /// the same name again is fine, so every process may do it when it starts. A process
+    /// that is killed while it does leaves no name, or all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`NameError`]: it has more than 56 bytes, none, or control characters; `part` is
+    /// not in the value, or has another name; 62 others have names.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, NameError, Segment};
+    /// let segment: Segment<[Mutex<u64>; 2]> = Segment::anonymous()?;
+    /// segment.set_name(&segment[0], "accounts")?;
+    /// segment.set_name(&segment[0], "accounts")?;
+    /// assert_eq!(segment.name_of(&segment[0]).as_deref(), Some("accounts"));
+    /// assert_eq!(segment.name_of(&segment[1]), None);
+    /// let another = NameError::Another { name: Some("accounts".into()) };
+    /// assert_eq!(segment.set_name(&segment[0], "orders"), Err(another));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_name<U: ?Sized>(&self, part: &U, name: &str) -> Result<(), NameError> {
+        NameError::check(name)?;
+        let offset = self.offset_of(part).filter(|offset| self.mapping.value_holds(*offset));
+        let offset = offset.ok_or(NameError::Elsewhere)?;
+        self.mapping.names().give(offset, name).map_err(|refused| match refused {
+            Refused::Full => NameError::Full,
+            Refused::Another => NameError::Another { name: self.name_of(part) },
+        })
+    }
+
+    /// What `part`, a lock in the value, is called; `None` if it has no name.
+    ///
+    /// # Examples
+    ///
+    /// See [`Segment::set_name`].
+    pub fn name_of<U: ?Sized>(&self, part: &U) -> Option<String> {
+        self.mapping.names().of(self.offset_of(part)?)
+    }
+
+    /// Has waits for locks in the segment look for deadlocks when they have lasted for
+    /// `after`, and end if they are chosen to; `None` ends that, and is how it is at
+    /// first. It is for waits of this process, through this `Segment`, that begin from
+    /// now on, and not for those that may end by themselves: see
+    /// [`deadlock`](crate::deadlock).
+    ///
+    /// A wait that is chosen fails with [`Unusable::Deadlock`](crate::Unusable::Deadlock);
+    /// [`Mutex::lock`](crate::Mutex::lock) panics with it, so that the thread unwinds and
+    /// drops the locks that it holds. While a thread unwinds its waits do not look.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, Segment};
+    /// use std::time::Duration;
+    /// let segment: Segment<Mutex<u64>> = Segment::anonymous()?;
+    /// segment.detect_deadlocks(Some(Duration::from_secs(1)));
+    /// *segment.lock() += 1;
+    /// # Ok::<(), heirlock::SegmentError>(())
+    /// ```
+    pub fn detect_deadlocks(&self, after: Option<Duration>) {
+        self.mapping.set_detect_after(after);
     }
 }
 

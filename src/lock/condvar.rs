@@ -34,7 +34,7 @@
 
 use super::queue::{QueueGuard, Unlinked};
 use super::raw::{Failed, RawMutex, enter};
-use super::wait::{self, Limits, Slept, Watched};
+use super::wait::{self, Detect, Limits, Slept, Watched};
 use super::word::{Code, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
@@ -145,8 +145,9 @@ impl RawCondvar {
             return Err(Refused::Corrupted(Corrupted(what)));
         }
         let row = me.row();
-        // Relaxed, both: the guard's taking publishes them, and the doorway.
-        row.lock.store(mutex.words().name_in(me.mapping()), Relaxed);
+        // Published by the guard's taking, and the doorway. Release, the first one, as in
+        // `RawMutex::enqueue`.
+        row.lock.store(mutex.words().name_in(me.mapping()), Release);
         row.condvar.store(self.0.name_in(me.mapping()), Relaxed);
         let waiting = self.begin(me, mutex, hasty).inspect_err(|refused| {
             if !matches!(refused, Refused::Lost(_)) {
@@ -161,13 +162,15 @@ impl RawCondvar {
             self.wait_for_news(me, waiting, limits).map_err(|corrupted| lost(corrupted.into()))?;
         let hasty = if outcome == Outcome::Notified {
             let policy = mutex.words().policy();
-            mutex.wait_turn(me, waiting, policy, Limits::default()).map_err(lost)?;
+            mutex.wait_turn(me, waiting, policy, Limits::default(), None).map_err(lost)?;
             me.count_acquired();
             self.end(me);
             false
         } else {
             self.end(me);
-            mutex.lock(me, Limits::default()).map_err(Refused::Lost)?
+            // Not as the victim of a deadlock: the caller has a guard.
+            let limits = Limits { detect: Detect::Never, ..Limits::default() };
+            mutex.lock(me, limits).map_err(Refused::Lost)?
         };
         Ok((outcome, hasty))
     }
@@ -190,6 +193,8 @@ impl RawCondvar {
             return Err(Refused::OtherMutex);
         }
         row.waiting_as.store(me.id().bits(), Relaxed);
+        // Once it is notified nothing ends its wait but the mutex.
+        wait::set_terms(row, 0);
         let waiting = WaitState::from_bits(row.state.load(Relaxed)).next_round();
         row.state.store(waiting.bits(), Relaxed);
         Stage::Queued.set(row);
@@ -211,6 +216,7 @@ impl RawCondvar {
     /// Out of the queue, and not to be found in it any more.
     fn end(&self, me: &Attachment) {
         let row = me.row();
+        wait::wake_up(row);
         Stage::None.set(row);
         // Nobody need watch this thread for its notification.
         let last = News::Last(me.id()).bits();
@@ -524,6 +530,7 @@ fn admit(
         // Relaxed: published by the doorway.
         row.since.store(clock::ticks(), Relaxed);
     }
+    wait::sleep_anew(row);
     enter(mutex, row, index, before)
 }
 

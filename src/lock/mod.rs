@@ -24,6 +24,7 @@
 
 pub(crate) mod cancel;
 pub(crate) mod condvar;
+pub(crate) mod cycle;
 #[cfg(all(test, loom))]
 mod loom_tests;
 pub(crate) mod queue;

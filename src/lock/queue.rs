@@ -22,7 +22,7 @@ use crate::participant::id::Id;
 use crate::participant::life::died;
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
-use crate::sys::clock;
+use crate::sys::clock::{self, Deadline};
 use crate::sys::fault::{Fault, active};
 use crate::sys::futex;
 
@@ -118,7 +118,7 @@ impl<'a> QueueGuard<'a> {
                 let watched = Watched { index: row, life, hasty: false, lossy: false };
                 let own = (&words.guard, editor.awaited().bits());
                 // Neither a deadline nor a signal ends it: an edit is short.
-                wait::sleep(me, own, Some(watched), wait::Limits::default())?;
+                wait::sleep(me, Deadline::now(), own, Some(watched), wait::Limits::default())?;
             }
         };
         Ok(Self { words, me, free, inherited })

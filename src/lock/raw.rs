@@ -4,19 +4,21 @@
 //! here, under the names of these functions.
 
 use super::condvar;
+use super::cycle::{self, Cycle};
 use super::queue::{self, Oldest, QueueGuard, Unlinked};
 use super::spin;
-use super::wait::{self, Limits, Slept, Watched};
-use super::word::{Code, LockWords, Policy, WaitState};
+use super::wait::{self, Detect, Limits, Slept, Watched};
+use super::word::{CHECKS, Code, ENDS_BY_ITSELF, LockWords, Policy, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::{Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
 use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::{self, Relaxed, Release, SeqCst};
-use crate::sys::clock;
+use crate::sys::clock::{self, Deadline};
 use crate::sys::fault::{Fault, active};
 use crate::sys::membarrier;
+use std::time::Duration;
 use zerocopy::FromBytes;
 
 /// A lock without data: 16 bytes, of which all zero means unlocked.
@@ -25,7 +27,7 @@ use zerocopy::FromBytes;
 pub(crate) struct RawMutex(LockWords);
 
 /// Why a lock was not acquired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failed {
     TimedOut,
     Cancelled,
@@ -33,6 +35,8 @@ pub(crate) enum Failed {
     Interrupted,
     /// The calling thread holds it.
     OwnedByCaller,
+    /// The wait was a part of this, and was chosen to end.
+    Deadlock(Box<Cycle>),
     Corrupted(Corrupted),
 }
 
@@ -175,8 +179,12 @@ impl RawMutex {
             return Err(Failed::OwnedByCaller);
         }
         me.look_who_fences();
-        let waiting = self.enqueue(me, policy)?;
-        let result = self.wait_turn(me, waiting, policy, limits);
+        let check = check_after(me, &limits);
+        let ends = if limits.end_it() { ENDS_BY_ITSELF } else { 0 };
+        let terms = ends | if check.is_some() { CHECKS } else { 0 };
+        let waiting = self.enqueue(me, policy, terms)?;
+        let result = self.wait_turn(me, waiting, policy, limits, check);
+        wait::wake_up(me.row());
         if let Err(Failed::Corrupted(_)) = result {
             me.mark_broken();
         } else {
@@ -234,13 +242,15 @@ impl RawMutex {
     }
 
     /// The doorway: whoever is through it first is served first.
-    fn enqueue(&self, me: &Attachment, policy: Policy) -> Result<WaitState, Corrupted> {
+    fn enqueue(&self, me: &Attachment, policy: Policy, terms: u32) -> Result<WaitState, Corrupted> {
         let row = me.row();
         let index = me.id().index();
         // Relaxed, all of them: the doorway's CAS publishes them to whoever finds this
         // row through `tail`. (Who re-uses the row of a dead thread has seen its
-        // death, which is behind all that it did.)
-        row.lock.store(self.0.name_in(me.mapping()), Relaxed);
+        // death, which is behind all that it did.) Release for the lock: whoever
+        // looks for deadlocks and sees it sees that the last wait is over.
+        row.lock.store(self.0.name_in(me.mapping()), Release);
+        wait::set_terms(row, terms);
         row.waiting_as.store(me.id().bits(), Relaxed);
         if policy == Policy::Throughput {
             row.since.store(clock::ticks(), Relaxed);
@@ -257,8 +267,10 @@ impl RawMutex {
         me: &Attachment,
         waiting: WaitState,
         policy: Policy,
-        limits: Limits,
+        mut limits: Limits,
+        check: Option<Duration>,
     ) -> Result<(), Failed> {
+        limits.check_at = check.and_then(Deadline::after);
         // Whether every owner that was there when this thread queued sees that.
         let mut seen = false;
         loop {
@@ -276,6 +288,13 @@ impl RawMutex {
             }
             if limits.are_over() {
                 return self.give_up(me, Failed::TimedOut);
+            }
+            if let Some(period) = check.filter(|_| limits.check_at.is_some_and(Deadline::passed)) {
+                if let Some(cycle) = cycle::as_victim(me) {
+                    return self.give_up(me, Failed::Deadlock(cycle));
+                }
+                // One who does not look may close a circle later.
+                limits.check_at = Deadline::after(period);
             }
             // Also behind another one: it may become the head, and be nudged, while it
             // sleeps like this.
@@ -581,11 +600,27 @@ impl RawMutex {
         let lock = &me.row().lock;
         // Who waits for a condition variable has one there: that to which it returns.
         let before = lock.load(Relaxed);
-        // Relaxed: taking the guard publishes it. Release: the edit is done.
-        lock.store(self.0.name_in(me.mapping()), Relaxed);
+        // Taking the guard publishes it. Release: the last wait, or edit, is over, and
+        // then this one.
+        lock.store(self.0.name_in(me.mapping()), Release);
         let result = edit(&QueueGuard::take(&self.0, me)?);
         lock.store(before, Release);
         result
+    }
+}
+
+/// After how long in the queue a waiter looks whether it waits for ever, and how often
+/// from then on; `None` if it does not look.
+fn check_after(me: &Attachment, limits: &Limits) -> Option<Duration> {
+    // No model is about that, and each look would be a step of it.
+    if cfg!(loom) || limits.end_it() {
+        return None;
+    }
+    match limits.detect {
+        Detect::Never => None,
+        Detect::After(time) => Some(time),
+        // Nobody asked this call, which may panic: not while the thread unwinds.
+        Detect::AsSegment => me.mapping().detect_after().filter(|_| !std::thread::panicking()),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::life::consult_witness;
 use crate::participant::table::Row;
-use crate::sys::atomic::Ordering::SeqCst;
+use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
 use crate::sys::futex::{self, Expect, MAX_WORDS, Woken};
@@ -53,9 +53,29 @@ pub(crate) struct Limits<'a> {
     pub(crate) cancelled: Option<Ticket<'a>>,
     /// Whether a signal handler ends it.
     pub(crate) interruptible: bool,
+    /// Whether it ends if it is a part of a deadlock.
+    pub(crate) detect: Detect,
+    /// When the waiter looks for a deadlock next; the wait sets it.
+    pub(crate) check_at: Option<Deadline>,
+}
+
+/// Whether a waiter looks for a deadlock, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Detect {
+    /// As this process wants it in the segment.
+    #[default]
+    AsSegment,
+    /// When it has waited for this long, and each time this has passed again.
+    After(Duration),
+    Never,
 }
 
 impl Limits<'_> {
+    /// Whether something may end the wait that no other waiter need do.
+    pub(super) fn end_it(&self) -> bool {
+        self.deadline.is_some() || self.cancelled.is_some() || self.interruptible
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.is_some_and(Ticket::is_cancelled)
     }
@@ -79,19 +99,20 @@ pub(super) fn rouse(me: &Attachment, index: u32) -> Result<(), Corrupted> {
     }
 }
 
-/// Sleeps until `own` changes and somebody wakes it, or the watched thread dies (if
-/// there is one), or one of the limits is reached. May end early.
+/// From `now` on, sleeps until `own` changes and somebody wakes it, or the watched
+/// thread dies (if there is one), or one of the limits is reached. May end early.
 ///
 /// While it sleeps the kernel knows whom it watches: if this thread is killed
 /// after it was the one to be told of a death, the next one is told.
 pub(super) fn sleep(
     me: &Attachment,
+    now: Deadline,
     own: Expect,
     watched: Option<Watched>,
     limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let table = me.table();
-    let Limits { deadline, cancelled, interruptible } = limits;
+    let Limits { deadline, cancelled, interruptible, check_at, .. } = limits;
     let life = match watched {
         Some(Watched { index, life, .. }) => {
             let word = table.life(index).ok_or(Corrupted("a watched row is out of range"))?;
@@ -100,17 +121,13 @@ pub(super) fn sleep(
         None => None,
     };
     let usual = fault::heartbeat(HEARTBEAT);
-    let heartbeat = Deadline::after(match watched {
+    let heartbeat = now.plus(match watched {
         Some(Watched { hasty: true, .. }) => usual.min(UNFENCED),
         Some(Watched { lossy: true, .. }) => usual.min(fault::lossy(LOSSY)),
         _ => usual,
     });
-    let until = match (deadline, heartbeat) {
-        (Some(deadline), Some(heartbeat)) => deadline.min(heartbeat),
-        (None, Some(heartbeat)) => heartbeat,
-        (Some(deadline), None) => deadline,
-        (None, None) => return Err(Corrupted("the clock has run out")),
-    };
+    let first = [deadline, heartbeat, check_at].into_iter().flatten().min();
+    let until = first.ok_or(Corrupted("the clock has run out"))?;
     let token = cancelled.filter(|_| !active(Fault::LostCancel)).map(Ticket::word);
     let (mut words, mut len) = ([own; MAX_WORDS], 1);
     for word in [life, token].into_iter().flatten() {
@@ -171,12 +188,47 @@ pub(super) fn park(
     let state = &me.row().state;
     let parked = waiting.with(Code::Parked);
     let slept = if state.compare_exchange(waiting.bits(), parked.bits(), SeqCst, SeqCst).is_ok() {
-        sleep(me, (state, parked.bits()), watched, limits)
+        let now = Deadline::now();
+        fall_asleep(me.row(), now);
+        sleep(me, now, (state, parked.bits()), watched, limits)
     } else {
         Ok(Slept::Look)
     };
     rearm(me.row(), waiting);
     slept
+}
+
+/// Notes since when the row's thread sleeps in its wait, if it has not slept in it
+/// before. Nothing that the lock does depends on it, so loom is not to know.
+fn fall_asleep(row: &Row, now: Deadline) {
+    // Release: whoever looks for deadlocks and sees it sees which wait it is of. It is
+    // the thread's own, so Relaxed will do to look at it.
+    if !cfg!(loom) && row.asleep.load(Relaxed) == 0 {
+        row.asleep.store(now.as_nanos(), Release);
+    }
+}
+
+/// A thread that is asleep sleeps for another reason from now on.
+pub(super) fn sleep_anew(row: &Row) {
+    if !cfg!(loom) && row.asleep.load(Relaxed) != 0 {
+        row.asleep.store(Deadline::now().as_nanos(), Release);
+    }
+}
+
+/// What may end the wait that the row's thread is about to begin: not for loom either.
+pub(super) fn set_terms(row: &Row, terms: u32) {
+    if !cfg!(loom) {
+        // Relaxed: the doorway publishes it.
+        row.terms.store(terms, Relaxed);
+    }
+}
+
+/// Says that the row's thread is no longer in a wait. Before it does anything else to
+/// a lock: see `cycle`.
+pub(super) fn wake_up(row: &Row) {
+    if !cfg!(loom) {
+        row.asleep.store(0, Release);
+    }
 }
 
 /// From Parked or Nudged back to Waiting: the waiter looks again now, and what

@@ -63,6 +63,7 @@ impl LockWords {
     }
 
     /// The lock that a row of a segment calls `name`, if that can be one.
+    /// Bounds and alignment are checked.
     pub(super) fn named(mapping: &Mapping, name: u64) -> Option<&Self> {
         if !mapping.is_shared() || !mapping.layout().holds_lock(name) {
             return None;
@@ -193,6 +194,12 @@ impl Editor {
         if self.0 & THROUGHPUT != 0 { Policy::Throughput } else { Policy::Fifo }
     }
 }
+
+/// A bit of a row's `terms`: the wait may end before its turn comes, by a deadline,
+/// a token or a signal handler.
+pub(crate) const ENDS_BY_ITSELF: u32 = 1;
+/// The same: whoever waits looks for a deadlock, and gives up if it is chosen to.
+pub(crate) const CHECKS: u32 = 2;
 
 /// A row's `state`: which wait of the row it is about, and how that stands.
 ///

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset                what
-//! 0                     header, 128 bytes used of 4096
+//! 0                     header, 128 bytes
 //!     0   u64           magic, "HEIRLOCK" (so a machine of the other byte
 //!                       order finds something else)
 //!     8   u32           layout version, 3
@@ -17,6 +17,10 @@
 //!    64   u32           1 once somebody joined who is refused `membarrier`
 //!    68   u32           the row that a newcomer looked at last, a hint
 //!    72   56 bytes      zero
+//! 128                   what things in T are called, 62 times 64 bytes
+//!                       (see `memory::names`)
+//!     0   u64           where the thing is, from the start of the segment; 0 none
+//!     8   56 bytes      its name in UTF-8, and 0xff up to the end
 //! 4096                  rows 0..=capacity, 64 bytes each; row 0 is not used
 //!                       (see `participant::table::Row`)
 //! value_offset          T, aligned to 64 or to its own alignment
@@ -54,6 +58,10 @@ pub(crate) const READY: u32 = 0x5245_4459;
 /// The most rows that a 16-bit index can name (0 means nobody).
 pub(crate) const MAX_CAPACITY: u32 = u16::MAX as u32;
 
+/// Where the table of names begins.
+pub(crate) const NAMES_OFFSET: usize = 128;
+/// How many names there can be.
+pub(crate) const NAMES: usize = (ROWS_OFFSET - NAMES_OFFSET) / 64;
 const ROWS_OFFSET: usize = 4096;
 /// The size of a row in bytes: a cache line of its own.
 pub(crate) const ROW_SIZE: usize = 64;
@@ -105,7 +113,7 @@ pub(crate) struct Header {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(size_of::<Header>() == 128 && size_of::<Header>() <= ROWS_OFFSET);
+    assert!(size_of::<Header>() == NAMES_OFFSET && NAMES == 62);
     assert!(offset_of!(Header, magic) == 0);
     assert!(offset_of!(Header, version) == 8);
     assert!(offset_of!(Header, state) == 12);

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use super::error::SegmentError;
-use super::layout::{Header, Layout, Life, MAX_ALIGN, MAX_CAPACITY, READY, Wanted};
+use super::layout::{Header, Layout, Life, MAX_ALIGN, MAX_CAPACITY, NAMES_OFFSET, READY, Wanted};
+use super::names::Names;
 use super::registry;
 use crate::sys::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use crate::sys::{membarrier, ofd_lock, process, robust_list, shm};
@@ -13,6 +14,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// The byte of the file whose OFD lock a creator holds, far behind any data.
@@ -38,6 +40,9 @@ pub(crate) struct Mapping {
     claimed: Box<[AtomicU64]>,
     /// Whether there is a `Segment` through which locks can be reached.
     open: AtomicU32,
+    /// After how many milliseconds a waiter of this process looks for a deadlock; 0 if
+    /// it does not.
+    detect: AtomicU32,
 }
 
 impl fmt::Debug for Mapping {
@@ -63,6 +68,7 @@ impl Mapping {
             witness: AtomicI32::new(-1),
             claimed: (0..words).map(|_| AtomicU64::new(0)).collect(),
             open: AtomicU32::new(0),
+            detect: AtomicU32::new(0),
         }
     }
 
@@ -101,6 +107,36 @@ impl Mapping {
         // SAFETY: the header is at the start of the mapping, aligned to a
         // page, any bytes are a valid `Header`, and what changes is atomic.
         unsafe { &*self.base().cast::<Header>() }
+    }
+
+    /// What things in the value are called.
+    pub(crate) fn names(&self) -> &Names {
+        // SAFETY: between the header and the rows, 8-byte aligned; any bytes are
+        // `Names`, and all that changes in them is atomic.
+        unsafe { &*self.base().add(NAMES_OFFSET).cast::<Names>() }
+    }
+
+    /// The path under which it was opened.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Whether the value holds the byte at `offset`.
+    pub(crate) fn value_holds(&self, offset: u64) -> bool {
+        let value = self.layout.value_offset as u64;
+        (value..value + self.layout.value_size as u64).contains(&offset)
+    }
+
+    /// Says after how long a waiter of this process looks for a deadlock. Relaxed,
+    /// and when it is asked for: a wait that has begun goes on as it was.
+    pub(crate) fn set_detect_after(&self, time: Option<Duration>) {
+        let millis = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1);
+        self.detect.store(time.map_or(0, millis), Ordering::Relaxed);
+    }
+
+    pub(crate) fn detect_after(&self) -> Option<Duration> {
+        let millis = self.detect.load(Ordering::Relaxed);
+        (millis != 0).then(|| Duration::from_millis(millis.into()))
     }
 
     /// The life word of row `index`, which is 1 to `capacity`.

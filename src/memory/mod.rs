@@ -5,4 +5,5 @@
 pub(crate) mod error;
 pub(crate) mod layout;
 pub(crate) mod map;
+pub(crate) mod names;
 pub(crate) mod registry;

@@ -75,6 +75,11 @@ impl Registry {
     }
 }
 
+/// The segments that this process has mapped.
+pub(crate) fn shared() -> Vec<Arc<Mapping>> {
+    lock().shared.iter().filter_map(|(_, mapping)| mapping.upgrade()).collect()
+}
+
 /// Makes a shared mapping findable.
 pub(crate) fn register(mapping: &Arc<Mapping>) {
     let mut registry = lock();

@@ -539,6 +539,8 @@ pub(crate) fn attach(
     table.counters(index).ok_or(Corrupted("a claimed row is out of range"))?.reset();
     let id = Id::new(index, generation);
     table.write_identity(id, &identity);
+    // The last user may have died in a wait; this one is in none. (Release, below.)
+    row.asleep.store(0, Ordering::Relaxed);
     let life = mapping.life_word(index);
     if let Some(Enlisted { list, .. }) = &enlisted {
         list.set_pending(Some(life));

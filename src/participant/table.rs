@@ -22,8 +22,8 @@ use zerocopy::FromBytes;
 /// | `since` | its thread | when it enqueued, in `sys::clock::ticks`; for locks that can be taken past a queue |
 /// | `stage` | its thread, and who notifies it | how far its wait for a condition variable has come |
 /// | `condvar` | its thread | the condition variable that it waits for, named like `lock`; 0 none |
-/// | `asleep` | its thread | since when it sleeps in its present wait, in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet |
-/// | `terms` | its thread | what may end its present wait, for who looks for deadlocks |
+/// | `asleep` | its thread | since when it sleeps in its present wait, in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet, or is in none |
+/// | `terms` | its thread | what may end its present wait, for who looks for deadlocks; see `lock::word` |
 /// | `token` | whoever unparks it, and its thread | futex; whether it may return from `park` |
 #[derive(FromBytes, Debug)]
 #[repr(C, align(64))]

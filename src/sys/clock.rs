@@ -44,11 +44,20 @@ impl Deadline {
     /// `duration` from now; `None` where the sum does not fit, which is to say
     /// for ever.
     pub(crate) fn after(duration: Duration) -> Option<Self> {
-        let now = Self::now();
-        let nanos = now.nanos + i64::from(duration.subsec_nanos());
+        Self::now().plus(duration)
+    }
+
+    /// `duration` later; `None` where the sum does not fit.
+    pub(crate) fn plus(self, duration: Duration) -> Option<Self> {
+        let nanos = self.nanos + i64::from(duration.subsec_nanos());
         let secs = i64::try_from(duration.as_secs()).ok()?;
-        let secs = now.secs.checked_add(secs)?.checked_add(nanos / 1_000_000_000)?;
+        let secs = self.secs.checked_add(secs)?.checked_add(nanos / 1_000_000_000)?;
         Some(Self { secs, nanos: nanos % 1_000_000_000 })
+    }
+
+    /// In nanoseconds since the clock began; never 0.
+    pub(crate) fn as_nanos(self) -> u64 {
+        ((self.secs as u64).wrapping_mul(1_000_000_000).wrapping_add(self.nanos as u64)).max(1)
     }
 
     /// Whether it lies in the past.

@@ -78,6 +78,12 @@ pub(crate) enum Fault {
     NoPassingOn,
     /// A wait for a condition variable releases the mutex before it queues.
     LateToQueue,
+    /// A cycle of waiters is believed at first sight.
+    NoSecondLook,
+    /// Every waiter of a deadlock that looks for one gives up.
+    AllVictims,
+    /// A wait that ends by itself can be a part of a deadlock.
+    TimedCounts,
 }
 
 #[cfg(all(heirlock_faults, not(loom)))]
@@ -120,6 +126,9 @@ mod chosen {
         ("no_repair", Fault::NoRepair),
         ("no_passing_on", Fault::NoPassingOn),
         ("late_to_queue", Fault::LateToQueue),
+        ("no_second_look", Fault::NoSecondLook),
+        ("all_victims", Fault::AllVictims),
+        ("timed_counts", Fault::TimedCounts),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

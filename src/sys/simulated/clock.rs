@@ -20,7 +20,17 @@ impl Deadline {
 
     /// `duration` from now.
     pub(crate) fn after(duration: Duration) -> Option<Self> {
-        Some(Self(duration))
+        Self::now().plus(duration)
+    }
+
+    /// `duration` later.
+    pub(crate) fn plus(self, duration: Duration) -> Option<Self> {
+        self.0.checked_add(duration).map(Self)
+    }
+
+    /// In nanoseconds since the clock began; never 0.
+    pub(crate) fn as_nanos(self) -> u64 {
+        (self.0.as_nanos() as u64).max(1)
     }
 
     /// Whether it is the present.
