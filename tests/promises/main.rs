@@ -3,6 +3,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod deadlock;
 mod death;
 mod fallback;
 mod guard;
@@ -25,8 +26,10 @@ fn main() {
             interruption::TESTS,
             injection::TESTS,
             fallback::TESTS,
+            deadlock::TESTS,
         ],
-        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES].concat(),
+        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES, deadlock::ROLES]
+            .concat(),
         4 * kit::HANG,
     )
 }
