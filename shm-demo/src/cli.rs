@@ -123,7 +123,11 @@ while the lock that it waits for is free, or belongs to a dead thread, or to its
 if there is one the segment is shown and the run ends. And nobody may be served out
 of turn: each owner writes down who waits as it leaves, the next one marks those who
 stood before it, and whoever is served in a wait in which it was marked says so. At
-the end no count may be lost.";
+the end no count may be lost.
+
+With --deadlock-checks the owners of a lock take another one now and then, always a
+later one, and meanwhile the parent looks for deadlocks, of which there can be none:
+if one is reported, the run ends.";
 
 const STORM_MORE: &str = "\
 What is reported (with --json under these names, in one object on the last line):
@@ -155,13 +159,16 @@ What is reported (with --json under these names, in one object on the last line)
   order_inversions      how often somebody was served out of turn; must be 0
   order_checked         acquisitions before which the queue was known and not empty
   lost_wakeups          waiters found asleep with nothing left to wait for; must be 0
+  deadlock_checks       how often it was looked for deadlocks, with --deadlock-checks
+  deadlocks             how many were reported; must be 0
+  nested                how often the owner of a lock went for another one, too
   longest_wait_us       the longest time after which a lock was acquired, in microseconds
   locks                 for each lock its offset in the segment, and how long it was
                         waited for, in the calm and in the storm: acquisitions, p50_us,
                         p99_us, p999_us (to 3%), max_us
 
-All but order_inversions, order_checked and lost_wakeups, which are of the calm as
-well, are of the storm alone. What a worker did
+All but order_inversions, order_checked, lost_wakeups, deadlock_checks and deadlocks,
+which are of the calm as well, are of the storm alone. What a worker did
 just before it was killed may be missing from what it counts.
 
 --plot draws, for the calm and for the storm, which share of the acquisitions waited
@@ -335,6 +342,14 @@ pub(crate) struct StormArgs {
     #[arg(long)]
     pub(crate) stops: bool,
 
+    /// Look for deadlocks all the time, and have threads hold two locks
+    #[arg(long)]
+    pub(crate) deadlock_checks: bool,
+
+    /// Fail if it was looked for deadlocks fewer times
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "deadlock_checks")]
+    pub(crate) floor_deadlock_checks: u64,
+
     /// Print one JSON object as the last line, instead of the summary
     #[arg(long)]
     pub(crate) json: bool,
@@ -374,6 +389,9 @@ pub(crate) struct StormWorkerArgs {
     pub(crate) restart: Restart,
     #[arg(long)]
     pub(crate) timeouts: bool,
+    /// Whether to hold two locks at times
+    #[arg(long)]
+    pub(crate) nested: bool,
 }
 
 #[derive(Args)]

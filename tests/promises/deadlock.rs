@@ -153,7 +153,8 @@ fn close(segment: &Segment<Board>, path: &Path, ring: &mut [Puppet], wait: &[&st
     let len = ring.len();
     for (at, dealer) in ring.iter_mut().enumerate() {
         let next = (at + 1) % len;
-        let (command, more) = wait[at % wait.len()].split_once(' ').unwrap_or((wait[0], ""));
+        let wait = wait[at % wait.len()];
+        let (command, more) = wait.split_once(' ').unwrap_or((wait, ""));
         dealer.start(&format!("{command} 0 {next} {more}"));
         until_asleep(dealer, path, offset(segment, next));
     }

@@ -208,6 +208,13 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
             let state = if random.bool() { random.u32(0..16) } else { random.u32(..) };
             put(at + 20, &state.to_ne_bytes());
         }
+        // What a wait says of itself to who looks for deadlocks.
+        for (field, len) in [(40, 8), (48, 4), (28, 4), (32, 8)] {
+            if random.u8(0..8) < density {
+                let value = if random.bool() { random.u64(0..4) } else { random.u64(..) };
+                put(at + field, &value.to_ne_bytes()[..len]);
+            }
+        }
         if let Some(life) = common_life {
             put(life_word(snapshot, row), &life.to_ne_bytes());
         } else if random.u8(0..8) < density {
@@ -234,6 +241,17 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
         if random.u8(0..16) < density {
             let flags = random.u32(0..4) << 30;
             put(at + 12, &(index(&mut random) | flags).to_ne_bytes());
+        }
+    }
+    for name in 0..62 {
+        if random.u8(0..32) < density {
+            let offset = snapshot.value_offset + 24 * random.u64(0..9);
+            put(128 + 64 * name, &offset.to_ne_bytes());
+        }
+        for word in 1..8 {
+            if random.u8(0..16) < density {
+                put(128 + 64 * name + 8 * word, &random.u64(..).to_ne_bytes());
+            }
         }
     }
     match random.u8(0..12) {
@@ -264,6 +282,14 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
     if fences.enclose(&segment) {
         println!("ended fenced");
     }
+    look_for_deadlocks(&segment);
+    for lock in &segment.locks {
+        let name = segment.name_of(lock);
+        assert!(name.is_none_or(|name| name.len() < 200 && !name.contains(char::is_control)));
+        if let Err(error) = segment.set_name(lock, "a lock") {
+            assert!(!error.to_string().is_empty());
+        }
+    }
     match segment.attach() {
         Ok(me) => assert!(heirlock::is_alive(&segment, me)),
         Err(AttachError::Corrupted { what }) => {
@@ -282,7 +308,16 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
         use_lock(&segment, lock);
     }
     Snapshot::of(file.as_fd(), &[]).expect("it can still be shown");
+    look_for_deadlocks(&segment);
     "well"
+}
+
+/// There may be some: what an image says of its threads can be anything.
+fn look_for_deadlocks(segment: &Segment<Board>) {
+    for cycle in heirlock::deadlock::check(segment) {
+        assert!((2..=segment.capacity() as usize).contains(&cycle.members().len()));
+        assert!(cycle.to_string().lines().count() == cycle.members().len() + 1);
+    }
 }
 
 /// Two pages that nobody may touch, with a gap between them that fits a mapping

@@ -32,7 +32,7 @@ pub(crate) const SPARE_ROWS: usize = 16;
 pub(crate) const ROWS: usize = 2 * MAX_WORKERS * THREADS + SPARE_ROWS;
 
 /// Which `Ground` this is: another number for every change of it.
-const SCHEMA: u64 = 0x5354_4f52_4d01;
+const SCHEMA: u64 = 0x5354_4f52_4d02;
 
 /// What is going on; [`Ground::phase`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub(crate) struct Counts {
     pub(crate) interrupted: AtomicU64,
     pub(crate) order_inversions: AtomicU64,
     pub(crate) order_checked: AtomicU64,
+    /// How often the owner of a lock went for another one, too.
+    pub(crate) nested: AtomicU64,
 }
 
 /// By row, the number of the wait that its thread is in: odd while it is inside

@@ -3,6 +3,7 @@
 //! sleep on and for waiters that are served out of turn.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
+mod deadlocks;
 mod ground;
 mod histogram;
 mod line;
@@ -21,6 +22,7 @@ use crate::crew::Crew;
 use crate::segment_file::SegmentFile;
 use crate::signals::Signals;
 use clap::ValueEnum;
+use deadlocks::Sceptic;
 use ground::{Ground, LOCKS, Phase};
 use heirlock::Segment;
 use plot::Curve;
@@ -64,14 +66,19 @@ pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
     if args.timeouts {
         more.push("--timeouts");
     }
+    if args.deadlock_checks {
+        more.push("--nested");
+    }
     let crew = Mutex::new(Crew::new("storm-worker", &file.0, args.workers, &more));
     let watchdog = Watchdog::new(&segment);
+    let sceptic = Sceptic::new(&segment);
     let weather = Weather::new(&segment, &crew, args.workers as usize);
     let mut run = Run {
         args,
         ground: &segment,
         crew: &crew,
         watchdog: &watchdog,
+        sceptic: &sceptic,
         weather: &weather,
         next_kill: None,
         kills: 0,
@@ -83,6 +90,10 @@ pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
     let end = thread::scope(|scope| {
         let _watch = watchdog.watch();
         scope.spawn(|| watchdog.run());
+        let _checks = sceptic.checks();
+        if args.deadlock_checks {
+            scope.spawn(|| sceptic.run());
+        }
         run.go_to_the_end(&signals)
     })?;
     run.crew().dismiss();
@@ -116,6 +127,7 @@ struct Run<'a> {
     ground: &'a Segment<Ground>,
     crew: &'a Mutex<Crew>,
     watchdog: &'a Watchdog<'a>,
+    sceptic: &'a Sceptic<'a>,
     weather: &'a Weather<'a>,
     /// When the next worker is killed, during the storm.
     next_kill: Option<Instant>,
@@ -189,7 +201,7 @@ impl<'a> Run<'a> {
                     return Ok(Some(End::GivenUp));
                 }
             }
-            if self.watchdog.lost_wakeups() > 0 {
+            if self.watchdog.lost_wakeups() > 0 || self.sceptic.found() > 0 {
                 return Ok(Some(End::GivenUp));
             }
             if done(self) {

@@ -37,6 +37,9 @@ pub(crate) struct Report {
     pub(crate) order_inversions: u64,
     pub(crate) order_checked: u64,
     pub(crate) lost_wakeups: u64,
+    pub(crate) deadlock_checks: u64,
+    pub(crate) deadlocks: u64,
+    pub(crate) nested: u64,
     pub(crate) longest_wait_us: u64,
     pub(crate) locks: Vec<Lock>,
 }
@@ -129,6 +132,15 @@ impl Report {
             format!("{} inversions in {} checks", self.order_inversions, self.order_checked),
         );
         line("lost wakeups", self.lost_wakeups.to_string());
+        if self.deadlock_checks > 0 {
+            line(
+                "deadlocks",
+                format!(
+                    "{} reported in {} checks; {} times an owner went for another lock",
+                    self.deadlocks, self.deadlock_checks, self.nested
+                ),
+            );
+        }
         for (number, lock) in self.locks.iter().enumerate() {
             for (phase, waits) in [("calm", &lock.calm), ("storm", &lock.storm)] {
                 line(

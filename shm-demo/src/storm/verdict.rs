@@ -37,6 +37,8 @@ impl Run<'_> {
         let (order_inversions, order_checked) =
             (both(|counts| &counts.order_inversions), both(|counts| &counts.order_checked));
         let lost_wakeups = self.watchdog.lost_wakeups();
+        let (deadlocks, deadlock_checks) = (self.sceptic.found(), self.sceptic.made());
+        let nested = counts.nested.load(Relaxed);
         let mut must = |holds: bool, what: String| {
             if !holds {
                 self.failures.push(what);
@@ -44,6 +46,17 @@ impl Run<'_> {
         };
         must(order_inversions == 0, format!("{order_inversions} times somebody was passed over"));
         must(lost_wakeups == 0, format!("{lost_wakeups} waiters slept on (see above)"));
+        must(deadlocks == 0, format!("{deadlocks} deadlocks where there were none (see above)"));
+        if let End::Done = end
+            && self.args.deadlock_checks
+        {
+            let floor = self.args.floor_deadlock_checks;
+            must(
+                deadlock_checks >= floor,
+                format!("{deadlock_checks} checks for deadlocks, less than {floor}"),
+            );
+            must(nested > 0, "no owner went for another lock".into());
+        }
         if let End::Done = end {
             must(order_checked > 0, "no hand-over could be checked for its order".into());
             let (eintr, floor) = (self.eintr_observed, self.args.floor_eintr);
@@ -93,6 +106,9 @@ impl Run<'_> {
             order_inversions,
             order_checked,
             lost_wakeups,
+            deadlock_checks,
+            deadlocks,
+            nested,
             longest_wait_us: storm.iter().map(Waits::longest_us).max().unwrap_or(0),
             locks: (0..LOCKS).map(lock).collect::<Result<_>>()?,
             failures: self.failures,
@@ -101,7 +117,9 @@ impl Run<'_> {
 
     /// What the ledgers say, now that nobody is left who could hold a lock.
     fn audit(&mut self) -> Book {
-        let dead = (self.kills + self.kills_from_outside) * THREADS as u64;
+        let held = if self.args.deadlock_checks { LOCKS as u64 } else { 1 };
+        // For each lock that a dead thread may have held.
+        let dead = (self.kills + self.kills_from_outside) * THREADS as u64 * held;
         let mut sum = Book::default();
         let mut counted = 0;
         for lock in &self.ground.locks {
@@ -133,12 +151,12 @@ impl Run<'_> {
         let Book { inherited, repaired, overlaps, untold, .. } = sum;
         must(overlaps == 0, format!("{overlaps} times two threads had a lock at once"));
         must(untold == 0, format!("{untold} times an owner was not told of a dead one"));
-        must(inherited <= dead, format!("{inherited} heirs of {dead} dead threads"));
+        must(inherited <= dead, format!("{inherited} heirs of at most {dead} dead owners"));
         must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
         // Who is killed right after it released has not said so.
         must(
             (done..=done + dead).contains(&counted),
-            format!("{done} increments made, {dead} threads died, but {counted} counted"),
+            format!("{done} increments made, at most {dead} owners died, but {counted} counted"),
         );
         sum
     }

@@ -24,6 +24,9 @@ const PAUSE: Duration = Duration::from_micros(100);
 /// than processors to run on, and signals find waiters asleep.
 const LINGERS: u8 = 4;
 
+/// One in so many owners takes another lock, where that is wanted.
+const NESTS: u8 = 3;
+
 /// The handlers need it for as long as the process lives.
 static GROUND: OnceLock<Segment<Ground>> = OnceLock::new();
 
@@ -41,7 +44,7 @@ pub(crate) fn run(args: &StormWorkerArgs) -> Result<()> {
             scope.spawn(move || {
                 let _together = Together;
                 set_name(format!("storm-{}-{thread}", args.slot)).expect("a name");
-                let worker = Worker::arrive(ground, args.slot, thread, args.timeouts);
+                let worker = Worker::arrive(ground, args, thread);
                 worker.run();
             });
         }
@@ -76,19 +79,16 @@ struct Worker {
     tally: usize,
     me: Participant,
     timeouts: bool,
+    nested: bool,
 }
 
 impl Worker {
-    fn arrive(
-        ground: &'static Segment<Ground>,
-        slot: usize,
-        thread: usize,
-        timeouts: bool,
-    ) -> Self {
+    fn arrive(ground: &'static Segment<Ground>, args: &StormWorkerArgs, thread: usize) -> Self {
+        let StormWorkerArgs { slot, timeouts, nested, .. } = *args;
         let me = ground.attach().expect("attach");
         let soul = &ground.places[slot].threads[thread];
         soul.arrive(me, gettid().as_raw() as u64);
-        Self { ground, soul, slot, tally: slot * THREADS + thread, me, timeouts }
+        Self { ground, soul, slot, tally: slot * THREADS + thread, me, timeouts, nested }
     }
 
     fn statistics(&self) -> Statistics {
@@ -101,16 +101,16 @@ impl Worker {
             match self.ground.phase() {
                 Phase::Before => sleep(PAUSE),
                 Phase::Over => return,
-                Phase::Calm | Phase::Storm => self.visit(&mut rng),
+                Phase::Calm | Phase::Storm => self.visit(0, &mut rng),
             }
             self.soul.note(self.statistics());
         }
     }
 
-    /// Acquires a lock, or tries to, and releases it.
-    fn visit(&self, rng: &mut Rng) {
+    /// Acquires a lock, one of the first or later, or tries to, and releases it.
+    fn visit(&self, first: usize, rng: &mut Rng) {
         let ground: &'static Ground = self.ground;
-        let lock = rng.usize(..LOCKS);
+        let lock = rng.usize(first..LOCKS);
         let slept_before = self.statistics().sleeps;
         let row = self.me.row();
         let wait = ground.waits.begin(row);
@@ -202,6 +202,11 @@ impl Worker {
             passed_over: false,
             alive: &alive,
         };
+        // With the lock. The order of the locks is always the same.
+        if self.nested && lock + 1 < LOCKS && rng.u8(..NESTS) == 0 {
+            add(&self.ground.counts[self.ground.phase().index()].nested);
+            self.visit(lock + 1, rng);
+        }
         guard.ledger.enter(&entry);
         let pause = if rng.u8(..LINGERS) == 0 { rng.u64(20..200) } else { 0 };
         guard.ledger.increment_slowly(self.tally, || {
