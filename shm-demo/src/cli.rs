@@ -208,11 +208,15 @@ a row whose thread is dead):
   DOES       what it waits for
 
 What is shown of each lock:
-  the offset of the lock from the start of the segment, its owner, and those who
-  wait. `inherited` is an owner that took over from a dead one. `queue edited by
+  the offset of the lock from the start of the segment, its name, if it has been given
+  one, its policy, its owner, and those who wait. `inherited` is an owner that took over from a dead one. `queue edited by
   row N` names a thread that is taking somebody out of the queue.
   A lock that is held and for which nobody waits leaves no trace by which it could
   be found: name it with --lock.
+
+What is shown of each deadlock, if there is one: who is in it, for which lock each
+waits and how long it has, and who holds that lock. Deadlocks that pass through other
+segments, too, are not found, and a wait that may end by itself is not part of one.
 
 Examples:
   shm-demo inspect /dev/shm/demo

@@ -2,6 +2,7 @@
 
 use crate::cli::InspectArgs;
 use crate::{Result, about_path, print, print_json};
+use heirlock::deadlock::{Cycle, Member};
 use heirlock::{LockView, Participant, ParticipantView, Snapshot};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -47,11 +48,30 @@ fn to_json(path: &Path, snapshot: &Snapshot) -> Value {
         "other_boot": snapshot.other_boot,
         "participants": snapshot.participants.iter().map(participant_json).collect::<Vec<_>>(),
         "locks": snapshot.locks.iter().map(|lock| lock_json(snapshot, lock)).collect::<Vec<_>>(),
+        "deadlocks": snapshot.deadlocks.iter().map(deadlock_json).collect::<Vec<_>>(),
     })
 }
 
 fn id_json(participant: Participant) -> Value {
     json!({ "row": participant.row(), "generation": participant.generation() })
+}
+
+/// Each waits for a lock that the next one holds, the last for one that the first holds.
+fn deadlock_json(cycle: &Cycle) -> Value {
+    let member = |member: &Member| {
+        json!({
+            "row": member.participant.row(),
+            "generation": member.participant.generation(),
+            "pid": member.pid,
+            "tid": member.tid,
+            "pid_namespace": member.pid_namespace,
+            "thread_name": member.thread_name,
+            "lock": member.lock,
+            "lock_name": member.lock_name,
+            "waited_ms": member.waited.as_millis() as u64,
+        })
+    };
+    cycle.members().iter().map(member).collect()
 }
 
 fn participant_json(view: &ParticipantView) -> Value {
@@ -90,6 +110,8 @@ fn lock_json(snapshot: &Snapshot, lock: &LockView) -> Value {
     };
     json!({
         "offset": lock.offset,
+        "name": lock.name,
+        "policy": format!("{:?}", lock.policy),
         "owner": lock.owner.map(member),
         "owner_alive": lock.owner_alive,
         "inherited": lock.inherited,
@@ -129,7 +151,13 @@ fn write_text(text: &mut String, path: &Path, snapshot: &Snapshot) -> std::fmt::
     if snapshot.locks.is_empty() {
         writeln!(text, "  nobody waits for one; name one with --lock to see who holds it")?;
     }
-    snapshot.locks.iter().try_for_each(|lock| write_lock(text, snapshot, lock))
+    snapshot.locks.iter().try_for_each(|lock| write_lock(text, snapshot, lock))?;
+    if !snapshot.deadlocks.is_empty() {
+        writeln!(text, "\nDeadlocks: {}", snapshot.deadlocks.len())?;
+    }
+    snapshot.deadlocks.iter().try_for_each(|cycle| {
+        cycle.to_string().lines().try_for_each(|line| writeln!(text, "  {line}"))
+    })
 }
 
 fn participants_table(snapshot: &Snapshot) -> Vec<[String; 8]> {
@@ -196,7 +224,11 @@ fn write_lock(text: &mut String, snapshot: &Snapshot, lock: &LockView) -> std::f
         Some(view) => format!("pid {}, {}", view.pid, state(view.alive)),
         None => "gone".into(),
     };
-    write!(text, "  lock {}: ", lock.offset)?;
+    write!(text, "  lock {}", lock.offset)?;
+    if let Some(name) = &lock.name {
+        write!(text, " \"{name}\"")?;
+    }
+    write!(text, " ({:?}): ", lock.policy)?;
     match lock.owner {
         None => write!(text, "free")?,
         Some(owner) => {

@@ -3,12 +3,16 @@
 
 mod kit;
 
+use heirlock::{Mutex, Segment, Unusable};
 use kit::{Demo, TempPath, endless, inspect, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
 
 #[test]
 fn shows_a_busy_segment() {
@@ -153,4 +157,53 @@ fn says_where_no_lock_can_be() {
         said.assert_error(1, &format!("offset {offset}"));
     }
     drop(demo);
+}
+
+#[test]
+fn shows_a_deadlock_and_the_names_of_its_locks() {
+    let path = TempPath::new();
+    let segment: Segment<[Mutex<u64>; 2]> = Segment::create(path.str()).expect("create");
+    let [accounts, orders] = &*segment;
+    segment.set_name(accounts, "accounts").expect("a name");
+    let (held, seen) = (Barrier::new(2), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _accounts = accounts.lock();
+            held.wait();
+            drop(orders.lock());
+        });
+        scope.spawn(|| {
+            let _orders = orders.lock();
+            held.wait();
+            // Each time it gives up without dropping anything there is another one.
+            while !seen.load(SeqCst) {
+                let found = accounts.lock_checked();
+                assert!(matches!(found, Err(Unusable::Deadlock(_))), "{found:?}");
+            }
+        });
+        let mut json = Value::Null;
+        until("a deadlock is shown", || {
+            json = inspect(&path);
+            json["deadlocks"].as_array().is_some_and(|found| !found.is_empty())
+        });
+        let mut said = String::new();
+        until("it is shown as a text", || {
+            said = Demo::run(&["inspect", path.str()]).out;
+            said.contains("Deadlocks: 1")
+        });
+        seen.store(true, SeqCst);
+        let members = json["deadlocks"][0].as_array().expect("members");
+        assert_eq!(members.len(), 2, "{json}");
+        for member in members {
+            assert_eq!(member["pid"], std::process::id());
+            let (name, other) = (&member["lock_name"], &member["lock"]);
+            assert_eq!(name == "accounts", *other == segment.offset_of(accounts).unwrap());
+        }
+        let first = &json["locks"][0];
+        assert_eq!((&first["name"], &first["policy"]), (&"accounts".into(), &"Fifo".into()));
+        for what in ["a deadlock of 2 threads:", "\"accounts\" (Fifo): owned by", " has waited "] {
+            assert!(said.contains(what), "no {what:?} in {said}");
+        }
+    });
+    Segment::unlink(path.str()).expect("unlink");
 }

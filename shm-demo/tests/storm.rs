@@ -14,6 +14,7 @@ fn assert_held(said: &Said) {
     assert_eq!(said.json()["failures"], serde_json::json!([]));
     assert_eq!(said.number("order_inversions"), 0);
     assert_eq!(said.number("lost_wakeups"), 0);
+    assert_eq!(said.number("deadlocks"), 0);
     assert_eq!(said.number("kills_from_outside"), 0);
     assert!(said.number("repaired") <= said.number("inherited"), "{said:?}");
     assert!(said.number("handovers") <= said.number("acquisitions"), "{said:?}");
@@ -21,7 +22,7 @@ fn assert_held(said: &Said) {
 
 /// What a storm must do in five seconds on a machine that is busy with other
 /// things.
-const FLOORS: [(&str, u64); 13] = [
+const FLOORS: [(&str, u64); 15] = [
     ("signals_sent", 5_000),
     ("handlers_run", 2_000),
     ("eintr_observed", 500),
@@ -35,6 +36,8 @@ const FLOORS: [(&str, u64); 13] = [
     ("inherited", 1),
     ("order_checked", 1_000),
     ("longest_wait_us", 1),
+    ("deadlock_checks", 100),
+    ("nested", 100),
 ];
 
 #[test]
@@ -49,6 +52,7 @@ fn nothing_is_lost_in_a_storm() {
         "5",
         "--timeouts",
         "--stops",
+        "--deadlock-checks",
         "--json",
         "--plot",
         &plot,
@@ -187,6 +191,7 @@ fn workers_do_not_outlive_their_parent() {
 
 #[test]
 fn says_what_is_wrong_with_the_command_line() {
+    Demo::run(&["storm", "--floor-deadlock-checks", "9"]).assert_error(2, "--deadlock-checks");
     Demo::run(&["storm", "--workers", "0"]).assert_error(2, "--workers");
     Demo::run(&["storm", "--workers", "65"]).assert_error(2, "1..=64");
     Demo::run(&["storm", "--seconds", "0"]).assert_error(2, "--seconds");

@@ -468,6 +468,11 @@ fn last_gives_up() {
         let mut ring = dealers::<3>(&path);
         // The first two look all the time, and long before the last one does.
         close(&segment, &path, &mut ring, &["checked 5", "checked 5", "checked 400"]);
+        until("the deadlock has ended", || deadlock::check(&segment).is_empty());
+        for (at, dealer) in ring.iter().take(2).enumerate() {
+            let queue = heirlock::queue(&segment.locks[at + 1]).expect("it stands still");
+            assert_eq!(queue, [dealer.participant], "who looked first, but came first, gave up");
+        }
         let answer = ring[2].answer();
         assert!(answer.starts_with("deadlock: "), "{answer}");
         assert_eq!(ring[2].tell("drop"), "ok");
