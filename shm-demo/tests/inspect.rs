@@ -1,5 +1,6 @@
 //! `shm-demo inspect`: what it shows of a segment that is busy, and of one that
 //! is stuck; and what it says of what is no segment.
+#![allow(clippy::disallowed_types, reason = "the test's own words")]
 
 mod kit;
 
