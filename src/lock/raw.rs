@@ -1,7 +1,8 @@
 //! The algorithm: lock, try, give up, unlock, recover.
 //!
 //! The model in `tests/model` has a step for each access to shared memory
-//! here, under the names of these functions.
+//! here, under the names of these functions. Only of `asleep` and `terms` it knows
+//! nothing: no step here depends on them (see `cycle`).
 
 use super::condvar;
 use super::cycle::{self, Cycle};

@@ -322,7 +322,7 @@ fn threads_and_processes() {
 }
 
 fn waits_that_end() {
-    for command in ["timed 10 1000", "cancellable 10", "interruptible 10"] {
+    for command in ["timed 10 2000", "cancellable 10", "interruptible 10"] {
         let (path, segment) = board();
         let mut ring = dealers::<2>(&path);
         close(&segment, &path, &mut ring, &["checked 10", command]);
@@ -384,8 +384,8 @@ fn left_to_the_process() {
     assert_eq!(ring[0].tell("leak 0 0"), "ok");
     assert_eq!(ring[0].tell("lock 0 2"), "locked");
     assert_eq!(ring[1].tell("lock 0 1"), "locked");
-    ring[1].start("checked 0 0 10");
-    ring[0].start("checked 0 1 10");
+    ring[1].start("lock 0 0");
+    ring[0].start("lock 0 1");
     until_asleep(&ring[1], &path, offset(&segment, 0));
     until_asleep(&ring[0], &path, offset(&segment, 1));
     // As if the thread that waits had the TID of the one that ended.
@@ -408,10 +408,9 @@ fn left_to_the_process() {
     file.read_exact_at(&mut tid, record(sleeper) + 12).expect("read");
     assert_eq!(u32::from_ne_bytes(tid), waiter.pid());
     file.write_all_at(&tid, record(leaver) + 12).expect("write");
-    thread::sleep(QUIET);
     assert_eq!(deadlock::check(&segment), []);
     waiter.process.kill();
-    until("the lock of the process is inherited", || !other.answer().is_empty());
+    assert_eq!(other.answer(), "inherited");
 }
 
 fn one_gives_up() {
@@ -520,7 +519,7 @@ fn checked() {
             Err(Unusable::Deadlock(cycle)) => {
                 assert_eq!(cycle.members().len(), 2);
                 let own = cycle.members().iter().find(|one| one.pid == std::process::id());
-                assert!(own.expect("it is in it").waited >= Duration::from_millis(900));
+                assert!(own.expect("it is in it").waited > Duration::ZERO);
             }
             other => panic!("{other:?}"),
         }
