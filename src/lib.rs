@@ -68,6 +68,7 @@ mod mutex;
 mod participant;
 mod segment;
 mod sys;
+pub mod thread;
 
 #[doc = include_str!("signals.md")]
 pub mod signals {}

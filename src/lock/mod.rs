@@ -25,6 +25,7 @@
 pub(crate) mod cancel;
 #[cfg(all(test, loom))]
 mod loom_tests;
+pub(crate) mod park;
 pub(crate) mod queue;
 pub(crate) mod raw;
 mod spin;

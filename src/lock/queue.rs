@@ -116,7 +116,7 @@ impl<'a> QueueGuard<'a> {
                 let watched = Watched { index: row, life, hasty: false, lossy: false };
                 let own = (&words.guard, editor.awaited().bits());
                 // Neither a deadline nor a signal ends it: an edit is short.
-                wait::sleep(me, own, watched, wait::Limits::default())?;
+                wait::sleep(me, own, Some(watched), wait::Limits::default())?;
             }
         };
         Ok(Self { words, me, free })

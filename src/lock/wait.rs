@@ -80,23 +80,29 @@ pub(super) fn rouse(me: &Attachment, index: u32) -> Result<(), Corrupted> {
 }
 
 /// Sleeps until `own` changes and somebody wakes it, or the watched thread dies,
-/// or one of the limits is reached. May end early.
+/// if there is one, or one of the limits is reached. May end early.
 ///
 /// While it sleeps the kernel knows whom it watches: if this thread is killed
 /// after it was the one to be told of a death, the next one is told.
 pub(super) fn sleep(
     me: &Attachment,
     own: Expect,
-    watched: Watched,
+    watched: Option<Watched>,
     limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let table = me.table();
     let Limits { deadline, cancelled, interruptible } = limits;
-    let life = table.life(watched.index).ok_or(Corrupted("a watched row is out of range"))?;
+    let life = match watched {
+        Some(watched) => {
+            let life = table.life(watched.index);
+            Some((life.ok_or(Corrupted("a watched row is out of range"))?, watched.life))
+        }
+        None => None,
+    };
     let usual = fault::heartbeat(HEARTBEAT);
     let heartbeat = Deadline::after(match watched {
-        Watched { hasty: true, .. } => usual.min(UNFENCED),
-        Watched { lossy: true, .. } => usual.min(fault::lossy(LOSSY)),
+        Some(Watched { hasty: true, .. }) => usual.min(UNFENCED),
+        Some(Watched { lossy: true, .. }) => usual.min(fault::lossy(LOSSY)),
         _ => usual,
     });
     let until = match (deadline, heartbeat) {
@@ -105,17 +111,21 @@ pub(super) fn sleep(
         (Some(deadline), None) => deadline,
         (None, None) => return Err(Corrupted("the clock has run out")),
     };
-    let all = [own, (life, watched.life), cancelled.map_or(own, Ticket::word)];
-    let watches_token = cancelled.is_some() && !active(Fault::LostCancel);
-    let words = if watches_token { &all[..] } else { &all[..2] };
+    let token = cancelled.filter(|_| !active(Fault::LostCancel)).map(Ticket::word);
+    let mut words = [own; futex::MAX_WORDS];
+    let mut count = 1;
+    for other in [life, token].into_iter().flatten() {
+        words[count] = other;
+        count += 1;
+    }
     let slept = loop {
         // In every round, because a robust pthread mutex that is used in a
         // signal handler clears it.
-        if !active(Fault::NoRelay) && !active(Fault::NoPending) {
-            me.publish_watch(Some((life, watched.life)));
+        if life.is_some() && !active(Fault::NoRelay) && !active(Fault::NoPending) {
+            me.publish_watch(life);
         }
         me.counters().sleeps.add_one();
-        match futex::wait(words, until, interruptible && !active(Fault::Deaf)) {
+        match futex::wait(&words[..count], until, interruptible && !active(Fault::Deaf)) {
             Ok(Woken::Look) => break Ok(Slept::Look),
             // EINTR: the place in the queue is kept, the deadline stands.
             Ok(Woken::Signal) => {
@@ -127,7 +137,9 @@ pub(super) fn sleep(
             Ok(Woken::Poll) => {}
             Ok(Woken::TimedOut) if deadline == Some(until) => break Ok(Slept::TimedOut),
             Ok(Woken::TimedOut) => {
-                consult_witness(me.mapping(), watched.index, watched.life);
+                if let Some(Watched { index, life, .. }) = watched {
+                    consult_witness(me.mapping(), index, life);
+                }
                 break Ok(Slept::Look);
             }
             Err(rustix::io::Errno::FAULT) => break Err(Corrupted("its file was truncated")),
@@ -139,11 +151,13 @@ pub(super) fn sleep(
             }
         }
     };
-    if life.load(SeqCst) != watched.life {
-        // Before the kernel forgets that we watch.
-        table.relay(watched.index);
+    if let (Some(Watched { index, .. }), Some((word, life))) = (watched, life) {
+        if word.load(SeqCst) != life {
+            // Before the kernel forgets that we watch.
+            table.relay(index);
+        }
+        me.publish_watch(None);
     }
-    me.publish_watch(None);
     slept
 }
 
@@ -157,7 +171,7 @@ pub(super) fn park(
     let state = &me.row().state;
     let parked = waiting.with(Code::Parked);
     let slept = if state.compare_exchange(waiting.bits(), parked.bits(), SeqCst, SeqCst).is_ok() {
-        sleep(me, (state, parked.bits()), watched, limits)
+        sleep(me, (state, parked.bits()), Some(watched), limits)
     } else {
         Ok(Slept::Look)
     };

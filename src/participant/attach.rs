@@ -537,6 +537,9 @@ pub(crate) fn attach(
     current.store(generation, Ordering::Release);
     table.counters(index).ok_or(Corrupted("a claimed row is out of range"))?.reset();
     let id = Id::new(index, generation);
+    // From here on who unparks the dead user finds another's token. Release: before
+    // the life word is alive, so whoever finds this one alive finds its token.
+    row.token.store(Row::without_token(id), Ordering::Release);
     table.write_identity(id, &identity);
     let life = mapping.life_word(index);
     if let Some(Enlisted { list, .. }) = &enlisted {

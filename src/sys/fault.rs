@@ -67,6 +67,10 @@ pub(crate) enum Fault {
     NoBarrier,
     /// A waiter had the owners fence, and does not look again.
     NoLookAfterBarrier,
+    /// Unparking does not wake.
+    NoUnparkWake,
+    /// Unparking gives the token to whoever has the row.
+    UnparkOfRow,
 }
 
 #[cfg(all(heirlock_faults, not(loom)))]
@@ -104,6 +108,8 @@ mod chosen {
         ("endless_patience", Fault::EndlessPatience),
         ("no_barrier", Fault::NoBarrier),
         ("no_look_after_barrier", Fault::NoLookAfterBarrier),
+        ("no_unpark_wake", Fault::NoUnparkWake),
+        ("unpark_of_row", Fault::UnparkOfRow),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

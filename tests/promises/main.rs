@@ -10,6 +10,7 @@ mod identity;
 mod injection;
 mod interruption;
 mod order;
+mod parking;
 mod patience;
 mod policy;
 
@@ -23,10 +24,12 @@ fn main() {
             identity::TESTS,
             guard::TESTS,
             interruption::TESTS,
+            parking::TESTS,
             injection::TESTS,
             fallback::TESTS,
         ],
-        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES].concat(),
+        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES, parking::ROLES]
+            .concat(),
         4 * kit::HANG,
     )
 }
