@@ -595,21 +595,21 @@ fn a_killed_owner_and_a_killed_editor() {
 /// A token is never lost, and what was done before the unpark is seen.
 #[test]
 fn parking() {
-    Play::of(&[parked, unpark_it]).holds("one parks, one unparks", 1);
-    Play::of(&[parked_for_a_while, unpark_it]).holds("one parks for a while, one unparks", 1);
-    Play::of(&[parked_and_late, unpark_only, unpark_only]).holds("two unpark one", 1);
-    Play::of(&[parked_or_cancelled, cancel]).holds("a park is cancelled", 1);
+    Play::of(&[parked, unpark_it]).holds("one parks, one unparks", 15);
+    Play::of(&[parked_for_a_while, unpark_it]).holds("one parks for a while, one unparks", 36);
+    Play::of(&[parked_and_late, unpark_only, unpark_only]).holds("two unpark one", 700);
+    Play::of(&[parked_or_cancelled, cancel]).holds("a park is cancelled", 45);
 }
 
 /// Whoever is killed: the one who is parked, or one of two who unpark it, also
 /// between the token and the wake.
 #[test]
 fn parking_and_deaths() {
-    Play::of(&[parked, unpark_only]).kills(&[1]).holds("one parks and is killed, one unparks", 1);
+    Play::of(&[parked, unpark_only]).kills(&[1]).holds("one parks and is killed, one unparks", 90);
     Play::of(&[parked, unpark_only, unpark_only])
         .kills(&[2])
         .bound(2)
-        .holds("one of two who unpark is killed", 1);
+        .holds("one of two who unpark is killed", 600);
 }
 
 /// The tests can see: each of these breaks the lock on purpose.
