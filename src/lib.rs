@@ -18,6 +18,9 @@
 //! * **Namespaces do not matter.** Two threads with the same TID in two PID
 //!   namespaces are two participants.
 //!
+//! Beside locks there is [parking](thread), the primitive for whatever else threads of
+//! several processes wait for.
+//!
 //! ```
 //! use heirlock::{Mutex, Segment};
 //! use zerocopy::FromBytes;
@@ -49,7 +52,8 @@
 //!   ([`zerocopy::FromBytes`]) can live in a segment.
 //! * A process that is stopped (`SIGSTOP`) while it holds a lock is alive: the
 //!   others wait.
-//! * Locks cannot be used in signal handlers.
+//! * Locks cannot be used in signal handlers (which may cancel waits, and
+//!   [unpark](thread::Thread::unpark)).
 //! * A child made by a raw `clone` or `vfork`, past `pthread_atfork`, must not
 //!   use what it copied.
 //!

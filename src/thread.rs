@@ -86,7 +86,7 @@
 //! thread is never missed.
 
 use crate::error::Unusable;
-use crate::lock::park;
+use crate::lock::park as parking;
 use crate::lock::raw::{Failed, reclaim};
 use crate::lock::wait::Limits;
 use crate::lock_options::LockOptions;
@@ -171,7 +171,7 @@ impl<'s> Thread<'s> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn unpark(self) -> bool {
-        park::unpark(self.table, self.participant.0)
+        parking::unpark(self.table, self.participant.0)
     }
 }
 
@@ -305,7 +305,7 @@ pub fn park_with<T>(segment: &Segment<T>, options: &LockOptions) -> Result<(), P
 
 fn wait<T>(segment: &Segment<T>, limits: Limits) -> Result<(), ParkError> {
     let me = current_in(segment.mapping(), reclaim).map_err(Unusable::from)?;
-    park::park(&me, limits).map_err(|failed| match failed {
+    parking::park(&me, limits).map_err(|failed| match failed {
         Failed::TimedOut => ParkError::TimedOut,
         Failed::Cancelled => ParkError::Cancelled,
         Failed::Interrupted => ParkError::Interrupted,
