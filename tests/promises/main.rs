@@ -13,6 +13,8 @@ mod order;
 mod parking;
 mod patience;
 mod policy;
+#[cfg(feature = "lock_api")]
+mod raw;
 
 fn main() {
     kit::run(
@@ -25,11 +27,21 @@ fn main() {
             guard::TESTS,
             interruption::TESTS,
             parking::TESTS,
+            #[cfg(feature = "lock_api")]
+            raw::TESTS,
             injection::TESTS,
             fallback::TESTS,
         ],
-        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES, parking::ROLES]
-            .concat(),
+        &[
+            identity::ROLES,
+            injection::ROLES,
+            policy::ROLES,
+            patience::ROLES,
+            parking::ROLES,
+            #[cfg(feature = "lock_api")]
+            raw::ROLES,
+        ]
+        .concat(),
         4 * kit::HANG,
     )
 }
