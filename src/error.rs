@@ -6,13 +6,18 @@ use crate::participant::attach::AttachError;
 use core::fmt;
 use std::error::Error;
 
-/// Why the calling thread cannot wait for the lock at all. The calls that
-/// return a guard and no error panic with this.
+/// Why the calling thread cannot wait for the lock, or the condition variable, at
+/// all. The calls that return no error panic with this.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Unusable {
     /// The thread holds the lock already: it would wait for itself for ever.
     WouldDeadlock,
+    /// Others wait for the condition variable to return to another mutex. All that
+    /// wait for one at a time use the same mutex.
+    OtherMutex,
+    /// The condition variable lies in another segment than the mutex, or in none.
+    OtherSegment,
     /// The thread could not join the segment.
     Attach(AttachError),
     /// The segment holds what no participant can have written.
@@ -63,7 +68,7 @@ pub enum Cancelled {
 /// STOP.canceller().cancel();
 /// let error = add(&total, 2).unwrap_err();
 /// assert!(matches!(error, LockError::Cancelled));
-/// assert!(error.to_string().starts_with("the wait for the lock was cancelled"));
+/// assert!(error.to_string().starts_with("the wait was cancelled"));
 /// # Ok::<(), LockError>(())
 /// ```
 #[derive(Debug)]
@@ -134,6 +139,14 @@ impl fmt::Display for Unusable {
                 "this thread holds the lock already and would wait for itself for ever; \
                  drop the guard that it has first",
             ),
+            Self::OtherMutex => f.write_str(
+                "others wait for this condition variable with another mutex; \
+                 use one mutex for each condition variable",
+            ),
+            Self::OtherSegment => f.write_str(
+                "the condition variable and the mutex are not in the same segment; \
+                 put them side by side",
+            ),
             Self::Attach(error) => error.fmt(f),
             Self::Corrupted { what } => Corrupted(what).fmt(f),
         }
@@ -144,16 +157,16 @@ impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TimedOut => f.write_str(
-                "the lock did not become this thread's in time, and its place in the queue is \
-                 given up; wait longer, or look who holds the lock with `heirlock::owner`",
+                "the wait did not end in time, and its place in the queue is given up; \
+                 wait longer, or look who holds the lock with `heirlock::owner`",
             ),
             Self::Cancelled => f.write_str(
-                "the wait for the lock was cancelled, and its place in the queue is given up; \
+                "the wait was cancelled, and its place in the queue is given up; \
                  waits with the same token fail until `CancelToken::reset`",
             ),
             Self::Interrupted => f.write_str(
-                "a signal handler ran while the thread waited for the lock, and its place in the \
-                 queue is given up; see to the signal and call again",
+                "a signal handler ran while the thread waited, and its place in the queue is \
+                 given up; see to the signal and call again",
             ),
             Self::Unusable(unusable) => unusable.fmt(f),
         }

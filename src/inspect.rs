@@ -1,7 +1,8 @@
 //! Looking into a segment without taking part: no lock, no row, no write.
 
+use crate::condvar::Condvar;
 use crate::lock::queue::snapshot;
-use crate::lock::word::{Code, LockWords, WaitState};
+use crate::lock::word::{Code, LockWords, Stage, WaitState};
 use crate::memory::error::SegmentError;
 use crate::memory::layout::{Header, Layout, Life};
 use crate::memory::map::Mapping;
@@ -17,18 +18,18 @@ use crate::sys::{process, robust_list, shm};
 use core::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
 use zerocopy::FromBytes;
 
 /// How often a queue in motion is looked at before it is given up.
 const TRIES: u32 = 1000;
 
-fn mapping_of<T: ?Sized>(mutex: &Mutex<T>) -> Option<Arc<Mapping>> {
-    let address = core::ptr::from_ref(mutex.raw()).addr();
+/// The members of the queue of a lock or a condition variable.
+fn members(words: &LockWords) -> Option<Vec<Participant>> {
+    let address = core::ptr::from_ref(words).addr();
     let found = registry::lock().find(address, Mapping::private).ok()?;
-    match found {
-        Found::Shared(mapping) | Found::Private(mapping, _) => Some(mapping),
-    }
+    let (Found::Shared(mapping) | Found::Private(mapping, _)) = found;
+    let members = snapshot(words, Table::new(&mapping), TRIES)?;
+    Some(members.into_iter().map(|(id, _)| Participant(id.plain())).collect())
 }
 
 /// The threads that wait for `mutex`, in the order in which they will be
@@ -44,9 +45,23 @@ fn mapping_of<T: ?Sized>(mutex: &Mutex<T>) -> Option<Arc<Mapping>> {
 /// assert_eq!(heirlock::queue(&mutex), Some(vec![]));
 /// ```
 pub fn queue<T: ?Sized>(mutex: &Mutex<T>) -> Option<Vec<Participant>> {
-    let mapping = mapping_of(mutex)?;
-    let members = snapshot(mutex.raw().words(), Table::new(&mapping), TRIES)?;
-    Some(members.into_iter().map(|(id, _)| Participant(id.plain())).collect())
+    members(mutex.raw().words())
+}
+
+/// The threads that wait for `condvar` and were not notified yet, in the order in
+/// which they will be; dead ones among them as long as nobody has taken them out.
+/// `None` if the queue moved too fast to be seen standing still, or is corrupted.
+///
+/// Takes no lock and no row.
+///
+/// # Examples
+///
+/// ```
+/// let condvar = heirlock::Condvar::new();
+/// assert_eq!(heirlock::waiters(&condvar), Some(vec![]));
+/// ```
+pub fn waiters(condvar: &Condvar) -> Option<Vec<Participant>> {
+    members(condvar.raw().words())
 }
 
 /// The owner of `mutex`, dead or alive; `None` if it is free.
@@ -217,7 +232,7 @@ pub struct ParticipantView {
     pub start_time: u64,
     /// The name of its thread when it joined.
     pub thread_name: String,
-    /// What it waits for, or edits the queue of.
+    /// What it waits for, notifies, or edits the queue of.
     pub busy_with: Option<WaitView>,
 }
 
@@ -225,8 +240,14 @@ pub struct ParticipantView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WaitView {
-    /// The lock, as [`Segment::offset_of`] names it.
+    /// The lock, as [`Segment::offset_of`] names it; 0 if it notifies those who wait
+    /// for a condition variable.
     pub lock: u64,
+    /// The condition variable for which it waits before it waits for the lock, or
+    /// which it notifies, as [`Segment::offset_of`] names it.
+    pub condvar: Option<u64>,
+    /// Whether it was notified, and waits for the lock by now.
+    pub notified: bool,
     /// Whether the thread is in the lock's queue. If not it is about to enter,
     /// or edits the queue, or has just been served.
     pub queued: bool,
@@ -414,14 +435,16 @@ impl ParticipantView {
         let record: IdentityRecord = read(fd, IdentityRecord::offset(layout, id))?;
         let Identity { pid, tid, pid_namespace, start_time, name } =
             record.identity(id).unwrap_or_default();
-        let lock = row.lock.load(Relaxed);
+        let (lock, condvar) = (row.lock.load(Relaxed), row.condvar.load(Relaxed));
         let participant = Participant(id);
-        let busy_with = (lock != 0).then(|| {
+        let busy_with = (lock != 0 || condvar != 0).then(|| {
             let at = locks.binary_search_by_key(&lock, |view| view.offset);
             let at = at.ok().map(|at| &locks[at]);
             let state = WaitState::from_bits(row.state.load(Relaxed));
             WaitView {
                 lock,
+                condvar: (condvar != 0).then_some(condvar),
+                notified: condvar != 0 && Stage::of(row).is_notified(),
                 queued: at.is_some_and(|view| view.queue.contains(&participant)),
                 behind: row.prev.load(Relaxed),
                 state: match state.code() {
@@ -499,6 +522,12 @@ impl fmt::Display for ParticipantView {
         )?;
         match &self.busy_with {
             None => Ok(()),
+            Some(WaitView { lock: 0, condvar: Some(condvar), .. }) => {
+                write!(f, ", notifies condition variable {condvar}")
+            }
+            Some(WaitView { lock, condvar: Some(condvar), notified: false, state, .. }) => {
+                write!(f, ", waits for condition variable {condvar} with lock {lock} ({state})")
+            }
             Some(wait) if !wait.queued => {
                 write!(f, ", busy with lock {} ({})", wait.lock, wait.state)
             }

@@ -100,6 +100,7 @@
 #![cfg(target_os = "linux")]
 #![cfg_attr(loom, allow(dead_code, reason = "the models use a part of the crate"))]
 
+mod condvar;
 mod error;
 mod inspect;
 mod lock;
@@ -118,10 +119,11 @@ pub mod signals {}
 
 #[cfg(feature = "lock_api")]
 pub use self::lock_api::{RawGuard, RawMutex};
+pub use condvar::{Condvar, WaitTimeoutResult};
 pub use error::{Cancelled, Interrupted, LockError, Unusable};
 pub use inspect::{
     InspectError, LockView, ParticipantView, Snapshot, Statistics, WaitView, is_alive, owner,
-    queue, statistics,
+    queue, statistics, waiters,
 };
 pub use lock::cancel::{CancelToken, Canceller};
 pub use lock::word::Policy;

@@ -3,6 +3,7 @@
 
 use crate::error::{Cancelled, Interrupted, LockError, Unusable};
 use crate::lock::cancel::CancelToken;
+use crate::lock::condvar::{Outcome, RawCondvar, Refused};
 use crate::lock::raw::{Failed, Fast, RawMutex, reclaim};
 use crate::lock::wait::Limits;
 use crate::lock::word::Policy;
@@ -645,9 +646,42 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
         }
         this.check_process();
         release(&this.mutex.raw, &this.me);
+        // Until then the guard holds nothing that could be released on the fast path.
+        this.me = this.me.marked(false);
         // Also on unwinding: the guard will release the lock.
         let _again = Again(this);
         f()
+    }
+
+    /// Releases the lock, waits for `condvar`, and has the lock again if that returns,
+    /// as a success or not.
+    pub(crate) fn wait_for_news(
+        this: &mut Self,
+        condvar: &RawCondvar,
+        limits: Limits,
+    ) -> Result<Outcome, Unusable> {
+        this.check_process();
+        let there = current(core::ptr::from_ref(condvar).addr(), reclaim)?;
+        if !there.is_same(this.me) {
+            return Err(Unusable::OtherSegment);
+        }
+        let mark = this.me.is_marked();
+        // Meanwhile the guard holds nothing that could be released on the fast path.
+        this.me = this.me.marked(false);
+        match condvar.wait(&this.me, &this.mutex.raw, mark, limits) {
+            Ok((outcome, hasty)) => {
+                this.me = this.me.marked(hasty);
+                Ok(outcome)
+            }
+            Err(Refused::Lost(failed)) => fail(failed),
+            Err(refused) => {
+                this.me = this.me.marked(mark);
+                Err(match refused {
+                    Refused::Corrupted(corrupted) => corrupted.into(),
+                    _ => Unusable::OtherMutex,
+                })
+            }
+        }
     }
 
     /// Lets those go first who wait, if there are any: releases the lock and

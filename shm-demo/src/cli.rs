@@ -1,7 +1,10 @@
 //! The command line, and the help that teaches it.
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
-use crate::shared::MAX_WORKERS;
+use crate::course::MAX_WORKERS;
+use crate::pool::cli::{POOL, POOL_MORE, PoolArgs, PoolClientArgs};
+use crate::queue::cli::{QUEUE, QUEUE_MORE, QueueArgs, QueueMemberArgs};
+use crate::state::cli::{STATE, STATE_MORE, StateArgs, StateWorkerArgs};
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -21,6 +24,15 @@ Examples:
   shm-demo storm --timeouts --stops --plot storm.svg
       30 seconds of signals, timeouts, cancellations, stops and kills: shows that
       nobody sleeps on and nobody is served out of turn.
+
+  shm-demo state set colour green; shm-demo state get colour
+      Keys and values that processes share; `state bench --kills 200` kills them.
+
+  shm-demo pool --size 5 --clients 20
+      Few connections, many processes; what the killed had comes back.
+
+  shm-demo queue --producers 3 --consumers 3 --kills 100
+      No item is lost and none comes twice, whoever is killed.
 
   shm-demo bench uncontended handover
       What locks cost, beside those of others.
@@ -226,6 +238,24 @@ pub(crate) enum Command {
     /// Show who takes part in a segment, who owns its locks, and who waits
     #[command(long_about = INSPECT, after_long_help = INSPECT_MORE)]
     Inspect(InspectArgs),
+    /// Share a few connections among many processes, and get back those of the killed
+    #[command(long_about = POOL, after_long_help = POOL_MORE)]
+    Pool(PoolArgs),
+    /// One of the processes that `pool` starts
+    #[command(hide = true)]
+    PoolClient(PoolClientArgs),
+    /// Push and pop in many processes, kill them, and lose no item
+    #[command(long_about = QUEUE, after_long_help = QUEUE_MORE)]
+    Queue(QueueArgs),
+    /// One of the processes that `queue` starts
+    #[command(hide = true)]
+    QueueMember(QueueMemberArgs),
+    /// Share keys and values, and lose none when somebody is killed
+    #[command(long_about = STATE, after_long_help = STATE_MORE)]
+    State(StateArgs),
+    /// One of the processes that `state bench` starts
+    #[command(hide = true)]
+    StateWorker(StateWorkerArgs),
     /// Signals, timeouts, cancellations, stops and kills, and nobody sleeps on
     #[command(long_about = STORM, after_long_help = STORM_MORE)]
     Storm(StormArgs),

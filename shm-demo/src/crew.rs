@@ -1,9 +1,30 @@
 //! The worker processes, as their parent sees them: none is left behind.
 
+use crate::Result;
+use crate::signals::Signals;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use std::ffi::CString;
 use std::io;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// What a process does first that `parent` has started for `shm-demo DEMO`.
+pub(crate) fn enlist(parent: u32, demo: &str) -> Result<Signals> {
+    // The parent can be killed, too, and then nobody else would end this.
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    if parent_id() != parent {
+        return Err(format!("this is started by `shm-demo {demo}` only; its parent is gone").into());
+    }
+    // Ctrl-C goes to the whole group. The parent sees to the end of it.
+    Signals::watch()
+}
+
+/// Names the calling thread, so that `inspect` shows who is who.
+pub(crate) fn set_name(name: String) -> Result<()> {
+    Ok(prctl::set_name(&CString::new(name)?)?)
+}
 
 /// The workers, each in its place. Dropping it kills and reaps them all.
 pub(crate) struct Crew {

@@ -58,6 +58,8 @@ fn participant_json(view: &ParticipantView) -> Value {
     let busy_with = view.busy_with.as_ref().map(|wait| {
         json!({
             "lock": wait.lock,
+            "condvar": wait.condvar,
+            "notified": wait.notified,
             "queued": wait.queued,
             "behind_row": wait.behind,
             "state": wait.state,
@@ -160,6 +162,11 @@ fn does(view: &ParticipantView, snapshot: &Snapshot) -> String {
     if let Some(wait) = &view.busy_with {
         let (lock, state) = (wait.lock, wait.state);
         does.push(match (wait.queued, wait.behind) {
+            _ if lock == 0 => format!("notifies condition variable {}", wait.condvar.unwrap_or(0)),
+            _ if !wait.notified && wait.condvar.is_some() => {
+                let condvar = wait.condvar.unwrap_or(0);
+                format!("waits for condition variable {condvar} with lock {lock} ({state})")
+            }
             (true, 0) => format!("waits for lock {lock}, first in line ({state})"),
             (true, row) => format!("waits for lock {lock} behind row {row} ({state})"),
             // The owner, on its way out of the queue.

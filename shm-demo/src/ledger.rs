@@ -4,9 +4,10 @@
 //! A killed process has made its writes up to some point, and none behind it.
 //! So what counts here is the order of the writes, which [`settle`] keeps.
 
+use crate::course::MAX_WORKERS;
 use crate::order::{self, Order};
-use crate::shared::MAX_WORKERS;
-use std::hint::{black_box, spin_loop};
+use crate::settle::settle;
+use std::hint::spin_loop;
 use std::time::Duration;
 use zerocopy::FromBytes;
 
@@ -72,12 +73,6 @@ pub(crate) struct Entry<'a> {
     /// Whether somebody still waits who did before this worker came.
     pub(crate) passed_over: bool,
     pub(crate) alive: &'a dyn Fn(u64) -> bool,
-}
-
-/// Makes the compiler do all writes before this point before all behind it, by
-/// claiming to look at them.
-fn settle(ledger: &mut Ledger) {
-    black_box(ledger);
 }
 
 impl Ledger {

@@ -2,19 +2,31 @@
 //! them while they do; `storm` has them share several, under signals, timeouts,
 //! cancellations, stops and kills; `inspect` shows what is in a segment, also
 //! when everything in it is stuck; `bench` measures locks beside their peers.
+//!
+//! `state` (keys and values), `pool` (of connections) and `queue` are there to be
+//! read as well: each of them is killed in the middle of everything, and shows what an
+//! heir has to do so that nothing is lost.
 
 mod bench;
 mod cli;
 mod counter;
+mod course;
 mod crew;
 mod inspect;
 mod ledger;
 mod order;
+mod outcome;
+mod pool;
+mod queue;
 mod report;
 mod segment_file;
+mod served;
+mod settle;
 mod shared;
 mod signals;
+mod state;
 mod storm;
+mod trial;
 mod worker;
 
 use clap::Parser;
@@ -35,6 +47,12 @@ fn main() -> ExitCode {
         Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
         Command::Counter(args) => (args.json, counter::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
+        Command::Pool(args) => (args.json, pool::run(&args)),
+        Command::PoolClient(args) => (false, pool::work(&args).map(|()| ExitCode::SUCCESS)),
+        Command::Queue(args) => (args.json, queue::run(&args)),
+        Command::QueueMember(args) => (false, queue::join(&args).map(|()| ExitCode::SUCCESS)),
+        Command::State(args) => (args.json(), state::run(&args)),
+        Command::StateWorker(args) => (false, state::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Storm(args) => (args.json, storm::run(&args)),
         Command::StormWorker(args) => (false, storm::work(&args).map(|()| ExitCode::SUCCESS)),
         Command::Worker(args) => (false, worker::run(&args).map(|()| ExitCode::SUCCESS)),

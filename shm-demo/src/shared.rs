@@ -1,17 +1,11 @@
 //! The segment that the processes of `counter` share.
-#![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
+use crate::course::Course;
 use crate::ledger::Ledger;
-use heirlock::{Mutex, Options, Participant, Segment, SegmentError, is_alive};
+use crate::served::Served;
+use heirlock::{Mutex, Options, Segment, SegmentError};
 use std::path::Path;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed},
-};
 use zerocopy::FromBytes;
-
-/// How many workers there can be at a time.
-pub(crate) const MAX_WORKERS: usize = 256;
 
 /// Which `Shared` this is: another number for every change of it.
 const SCHEMA: u64 = 1;
@@ -26,25 +20,8 @@ const SPARE_ROWS: u32 = 8;
 #[repr(C)]
 pub(crate) struct Shared {
     pub(crate) ledger: Mutex<Ledger>,
-    /// How many increments have been completed. The ledger knows best; this is
-    /// for the parent, which must not queue for the lock to see it.
-    pub(crate) progress: AtomicU64,
-    /// How far the workers may count before the next kill has been made.
-    pub(crate) limit: AtomicU64,
-    target: AtomicU64,
-    workers: AtomicU64,
-    /// The participant that is, or last was, in each worker's place.
-    participants: [AtomicU64; MAX_WORKERS],
-    /// How often the workers in each place have been served.
-    served: [AtomicU64; MAX_WORKERS],
-}
-
-/// A worker that was seen waiting.
-pub(crate) struct Waiting {
-    participant: u64,
-    slot: usize,
-    /// How often it had been served before it was seen.
-    served: u64,
+    pub(crate) course: Course,
+    pub(crate) served: Served,
 }
 
 fn options() -> Options<'static, Shared> {
@@ -58,75 +35,10 @@ pub(crate) fn create(
 ) -> Result<Segment<Shared>, SegmentError> {
     options()
         .capacity(workers + SPARE_ROWS)
-        .init(move |shared: &mut Shared| {
-            *shared.target.get_mut() = target;
-            *shared.workers.get_mut() = u64::from(workers);
-        })
+        .init(move |shared: &mut Shared| shared.course.lay_out(workers, target))
         .create(path)
 }
 
 pub(crate) fn open(path: &Path) -> Result<Segment<Shared>, SegmentError> {
     options().open(path)
-}
-
-/// Whether the participant that `bits` stand for is alive. Bits that stand for
-/// none count as alive, which shows up as an inversion: nobody writes such.
-pub(crate) fn alive(segment: &Segment<Shared>, bits: u64) -> bool {
-    Participant::from_bits(bits).is_none_or(|participant| is_alive(segment, participant))
-}
-
-impl Shared {
-    pub(crate) fn target(&self) -> u64 {
-        self.target.load(Relaxed)
-    }
-
-    pub(crate) fn workers(&self) -> usize {
-        MAX_WORKERS.min(self.workers.load(Relaxed) as usize)
-    }
-
-    fn places(&self) -> &[AtomicU64] {
-        &self.participants[..self.workers()]
-    }
-
-    pub(crate) fn take_place(&self, slot: usize, participant: Participant) {
-        self.places()[slot].store(participant.to_bits(), Relaxed);
-    }
-
-    /// Whether there has been a worker in each place.
-    pub(crate) fn all_there(&self) -> bool {
-        self.places().iter().all(|place| place.load(Relaxed) != 0)
-    }
-
-    /// The place of the worker that owns the lock now.
-    pub(crate) fn owners_place(&self) -> Option<usize> {
-        let owner = heirlock::owner(&self.ledger)?.to_bits();
-        self.places().iter().position(|place| place.load(Relaxed) == owner)
-    }
-
-    /// Who waits now, and so must be served before anybody who comes later.
-    pub(crate) fn waiting(&self) -> Vec<Waiting> {
-        // Counted first: whoever is served and waits again meanwhile shows a
-        // higher number later, and is not taken for one that is passed over.
-        let served: Vec<u64> =
-            self.served[..self.workers()].iter().map(|served| served.load(Acquire)).collect();
-        let waiting = |participant: Participant| {
-            let participant = participant.to_bits();
-            let is_it = |place: &AtomicU64| place.load(Relaxed) == participant;
-            let slot = self.places().iter().position(is_it)?;
-            Some(Waiting { participant, slot, served: served[slot] })
-        };
-        heirlock::queue(&self.ledger).into_iter().flatten().filter_map(waiting).collect()
-    }
-
-    /// Whether somebody of `before` still waits. The caller owns the lock.
-    pub(crate) fn is_passed_over(&self, before: &[Waiting], alive: impl Fn(u64) -> bool) -> bool {
-        before.iter().any(|waiting| {
-            self.served[waiting.slot].load(Relaxed) == waiting.served && alive(waiting.participant)
-        })
-    }
-
-    /// To be called by each owner, in place `slot`, before it releases.
-    pub(crate) fn count_served(&self, slot: usize) {
-        self.served[slot].fetch_add(1, Relaxed);
-    }
 }

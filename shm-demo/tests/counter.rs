@@ -7,11 +7,6 @@ use kit::{Demo, Said, TempPath, endless, inspect, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-#[track_caller]
-fn number(said: &Said, field: &str) -> u64 {
-    said.json()[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {said:?}"))
-}
-
 /// Everything that holds of each run that held.
 #[track_caller]
 fn assert_held(said: &Said, workers: u64, increments: u64, kills: u64) {
@@ -20,20 +15,20 @@ fn assert_held(said: &Said, workers: u64, increments: u64, kills: u64) {
     assert_eq!(json["outcome"], "held", "{said:?}");
     assert_eq!(json["failures"], serde_json::json!([]));
     assert!(json["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said:?}");
-    assert_eq!(number(said, "workers"), workers);
-    assert_eq!(number(said, "increments_expected"), increments);
-    assert_eq!(number(said, "increments_counted"), increments);
-    assert_eq!(number(said, "kills"), kills);
-    assert_eq!(number(said, "kills_asked"), kills);
-    assert_eq!(number(said, "kills_from_outside"), 0);
-    assert_eq!(number(said, "order_inversions"), 0);
-    assert!(number(said, "inherited") <= kills);
-    assert!(number(said, "repaired") <= number(said, "inherited"));
-    assert!(number(said, "acquisitions") >= increments);
-    let of_order = number(said, "order_checked") + number(said, "order_unchecked");
-    assert!(of_order <= number(said, "acquisitions"));
-    assert!(workers == 1 || number(said, "order_checked") > 0);
-    number(said, "longest_wait_us");
+    assert_eq!(said.number("workers"), workers);
+    assert_eq!(said.number("increments_expected"), increments);
+    assert_eq!(said.number("increments_counted"), increments);
+    assert_eq!(said.number("kills"), kills);
+    assert_eq!(said.number("kills_asked"), kills);
+    assert_eq!(said.number("kills_from_outside"), 0);
+    assert_eq!(said.number("order_inversions"), 0);
+    assert!(said.number("inherited") <= kills);
+    assert!(said.number("repaired") <= said.number("inherited"));
+    assert!(said.number("acquisitions") >= increments);
+    let of_order = said.number("order_checked") + said.number("order_unchecked");
+    assert!(of_order <= said.number("acquisitions"));
+    assert!(workers == 1 || said.number("order_checked") > 0);
+    said.number("longest_wait_us");
 }
 
 #[test]
@@ -53,7 +48,7 @@ fn holds_through_kills() {
     ]);
     assert_held(&said, 4, 40_000, 40);
     // Every other kill is aimed at the owner.
-    assert!(number(&said, "inherited") > 0, "{said:?}");
+    assert!(said.number("inherited") > 0, "{said:?}");
     path.assert_clean();
 }
 
@@ -148,7 +143,7 @@ fn json_also_when_interrupted() {
     assert_eq!(said.code(), Some(130), "{said:?}");
     assert_eq!(said.json()["outcome"], "interrupted", "{said:?}");
     assert_eq!(said.json()["signal"], "SIGINT");
-    assert!(number(&said, "kills") > 0, "{said:?}");
+    assert!(said.number("kills") > 0, "{said:?}");
     path.assert_clean();
 }
 
@@ -205,8 +200,8 @@ fn survives_a_killer_from_outside() {
     });
     let said = demo.end();
     assert_eq!(said.code(), Some(0), "{said:?}");
-    assert_eq!(number(&said, "kills_from_outside"), killed);
-    assert_eq!(number(&said, "increments_counted"), 300_000);
+    assert_eq!(said.number("kills_from_outside"), killed);
+    assert_eq!(said.number("increments_counted"), 300_000);
     path.assert_clean();
 }
 

@@ -8,20 +8,15 @@ use nix::sys::signal::Signal;
 use std::fs;
 
 #[track_caller]
-fn number(said: &Said, field: &str) -> u64 {
-    said.json()[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {said:?}"))
-}
-
-#[track_caller]
 fn assert_held(said: &Said) {
     assert_eq!(said.code(), Some(0), "{said:?}");
     assert_eq!(said.json()["outcome"], "held", "{said:?}");
     assert_eq!(said.json()["failures"], serde_json::json!([]));
-    assert_eq!(number(said, "order_inversions"), 0);
-    assert_eq!(number(said, "lost_wakeups"), 0);
-    assert_eq!(number(said, "kills_from_outside"), 0);
-    assert!(number(said, "repaired") <= number(said, "inherited"), "{said:?}");
-    assert!(number(said, "handovers") <= number(said, "acquisitions"), "{said:?}");
+    assert_eq!(said.number("order_inversions"), 0);
+    assert_eq!(said.number("lost_wakeups"), 0);
+    assert_eq!(said.number("kills_from_outside"), 0);
+    assert!(said.number("repaired") <= said.number("inherited"), "{said:?}");
+    assert!(said.number("handovers") <= said.number("acquisitions"), "{said:?}");
 }
 
 /// What a storm must do in five seconds on a machine that is busy with other
@@ -61,10 +56,10 @@ fn nothing_is_lost_in_a_storm() {
     println!("{}", said.out);
     assert_held(&said);
     for (field, floor) in FLOORS {
-        let count = number(&said, field);
+        let count = said.number(field);
         assert!(count >= floor, "{field} is {count}, less than {floor}: {said:?}");
     }
-    assert!(number(&said, "eintr_observed") <= number(&said, "handlers_run"), "{said:?}");
+    assert!(said.number("eintr_observed") <= said.number("handlers_run"), "{said:?}");
     assert_eq!(said.json()["restart"], "mixed");
     path.assert_clean();
 
@@ -74,7 +69,7 @@ fn nothing_is_lost_in_a_storm() {
     let of_locks = |lock: &serde_json::Value| lock["storm"]["acquisitions"].as_u64();
     let sum: u64 = locks.iter().filter_map(of_locks).sum();
     // A kill between one count and the other.
-    assert!(sum.abs_diff(number(&said, "acquisitions")) <= 4 * number(&said, "kills"), "{said:?}");
+    assert!(sum.abs_diff(said.number("acquisitions")) <= 4 * said.number("kills"), "{said:?}");
     for waits in locks.iter().flat_map(|lock| [&lock["calm"], &lock["storm"]]) {
         let at = |field: &str| waits[field].as_f64().unwrap_or_else(|| panic!("{field}: {waits}"));
         assert!(at("acquisitions") > 0.0, "{waits}");
@@ -116,10 +111,10 @@ fn without_signals_nobody_is_interrupted() {
     ]);
     assert_held(&said);
     for field in ["signals_sent", "handlers_run", "eintr_observed", "interrupted", "timeouts"] {
-        assert_eq!(number(&said, field), 0, "{field} in {said:?}");
+        assert_eq!(said.number(field), 0, "{field} in {said:?}");
     }
     for field in ["kills", "inherited", "stops"] {
-        assert_eq!(number(&said, field), 0, "{field} in {said:?}");
+        assert_eq!(said.number(field), 0, "{field} in {said:?}");
     }
     path.assert_clean();
 }

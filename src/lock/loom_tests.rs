@@ -10,10 +10,11 @@
 //! longer tests what it did.
 
 use super::cancel::CancelToken;
+use super::condvar::{Outcome, RawCondvar};
 use super::park::{park, unpark};
 use super::raw::{Failed, RawMutex, reclaim};
 use super::wait::Limits;
-use super::word::Editor;
+use super::word::{Editor, Stage as WaitStage};
 use crate::memory::map::Mapping;
 use crate::participant::attach::{Attachment, attach};
 use crate::participant::id::Id;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 
 static LOCK: RawMutex = RawMutex::new(super::word::Policy::Fifo);
 static TOKEN: CancelToken = CancelToken::new();
+static CONDVAR: RawCondvar = RawCondvar::new();
 
 /// One mapping serves every execution: nothing writes to its memory.
 static MAPPING: LazyLock<Arc<Mapping>> =
@@ -75,6 +77,10 @@ struct Stage {
     told: RefCell<Vec<(Id, Id)>>,
     /// How many threads have not finished.
     running: Cell<u32>,
+    /// Which have, as bits.
+    ended: Cell<u32>,
+    /// What is waited for: read and written inside.
+    ready: Cell<bool>,
 }
 
 impl Stage {
@@ -123,6 +129,25 @@ impl Stage {
         // A dead thread may still have the guard, for the next one to take over.
         let editor = Editor::from_bits(LOCK.words().guard.latest()).row();
         assert!(editor == 0 || is_killed(editor), "{editor} edits the queue");
+        assert_eq!(CONDVAR.notify_one(auditor), Ok(false), "somebody still waits");
+        assert_eq!(CONDVAR.words().tail.latest(), 0, "somebody dead still waits");
+    }
+
+    fn has_ended(&self, tid: u32) -> bool {
+        self.ended.get() & 1 << tid != 0
+    }
+
+    /// Waits inside, as the owner, for a notification, unless it is ready.
+    fn wait(&self, me: &Attachment, hasty: &mut bool, limits: Limits) -> Outcome {
+        if self.ready.get() {
+            return Outcome::Notified;
+        }
+        self.inside.set(None);
+        let waited = CONDVAR.wait(me, &LOCK, *hasty, limits);
+        let (outcome, acquired) = waited.expect("a wait with the lock held");
+        *hasty = acquired;
+        self.inside(me);
+        outcome
     }
 }
 
@@ -245,6 +270,125 @@ fn unpark_only(_: &Stage, me: &Attachment) {
     unpark(me.table(), Id::new(1, first));
 }
 
+/// Waits until it is ready. Nobody is woken for nothing.
+fn await_ready(stage: &Stage, me: &Attachment) {
+    let mut hasty = LOCK.lock(me, Limits::default()).expect("the lock");
+    stage.inside(me);
+    assert_eq!(stage.wait(me, &mut hasty, Limits::default()), Outcome::Notified);
+    assert!(stage.ready.get() || anybody_died(stage), "a spurious wake-up");
+    stage.unlock(me, hasty);
+}
+
+/// The same, as one that lives until it has returned.
+fn await_ready_and_live(stage: &Stage, me: &Attachment) {
+    let mut hasty = LOCK.lock(me, Limits::default()).expect("the lock");
+    stage.inside(me);
+    stage.wait(me, &mut hasty, Limits::default());
+    live_for(None);
+    stage.unlock(me, hasty);
+}
+
+/// Waits until it is ready, or gives up at the first look.
+fn await_ready_or_give_up(stage: &Stage, me: &Attachment) {
+    let mut hasty = LOCK.lock(me, Limits::default()).expect("the lock");
+    stage.inside(me);
+    stage.wait(me, &mut hasty, until(Some(Deadline::now())));
+    stage.unlock(me, hasty);
+}
+
+/// The same, once it has gone to sleep.
+fn await_ready_or_wake_up(stage: &Stage, me: &Attachment) {
+    let mut hasty = LOCK.lock(me, Limits::default()).expect("the lock");
+    stage.inside(me);
+    stage.wait(me, &mut hasty, until(Deadline::after(Duration::from_millis(1))));
+    stage.unlock(me, hasty);
+}
+
+fn anybody_died(stage: &Stage) -> bool {
+    (1..=3).any(|tid| stage.has_ended(tid) && is_killed(tid)) || (1..=3).any(is_killed)
+}
+
+/// Makes it ready, and then calls `tell`, with the lock held or not.
+fn make_ready(stage: &Stage, me: &Attachment, held: bool, tell: impl Fn()) {
+    let hasty = LOCK.lock(me, Limits::default()).expect("the lock");
+    stage.inside(me);
+    stage.ready.set(true);
+    if held {
+        tell();
+    }
+    stage.unlock(me, hasty);
+    if !held {
+        tell();
+    }
+}
+
+/// As `Condvar::notify_one` does.
+fn tell_one(me: &Attachment) {
+    if CONDVAR.has_queue() {
+        CONDVAR.notify_one(me).expect("notify");
+    }
+}
+
+/// As `Condvar::notify_all` does.
+fn tell_all(me: &Attachment) {
+    if CONDVAR.has_queue() {
+        CONDVAR.notify_all(me).expect("notify");
+    }
+}
+
+fn notify_one(stage: &Stage, me: &Attachment) {
+    make_ready(stage, me, false, || tell_one(me));
+}
+
+fn notify_one_inside(stage: &Stage, me: &Attachment) {
+    make_ready(stage, me, true, || tell_one(me));
+}
+
+fn notify_all(stage: &Stage, me: &Attachment) {
+    make_ready(stage, me, true, || tell_all(me));
+}
+
+fn notify_one_twice(stage: &Stage, me: &Attachment) {
+    make_ready(stage, me, true, || {
+        tell_one(me);
+        tell_one(me);
+    });
+}
+
+/// Once thread 2 has ended, which was to notify: notifies all if it was killed
+/// before it did, or if the lock is left to be inherited.
+fn notify_in_its_stead(stage: &Stage, me: &Attachment) {
+    while !stage.has_ended(2) {
+        loom::thread::yield_now();
+    }
+    if !is_killed(2) {
+        return;
+    }
+    let stage_of_1 = me.table().row(1).expect("a row").stage.latest();
+    if stage_of_1 <= WaitStage::Queued as u32 {
+        notify_all(stage, me);
+    }
+}
+
+/// Notifies one of the threads 1 and 2. If one of them consumed that, notifies the
+/// other; if thread 1 was killed, inherits from it what is to be inherited.
+fn notify_one_and_inherit(stage: &Stage, me: &Attachment) {
+    notify_one(stage, me);
+    while !stage.has_ended(1) && !stage.has_ended(2) {
+        loom::thread::yield_now();
+    }
+    if stage.has_ended(2) || !is_killed(1) {
+        tell_all(me);
+    } else {
+        let hasty = LOCK.lock(me, Limits::default()).expect("the lock");
+        stage.inside(me);
+        if LOCK.inheritance(me).is_some() {
+            tell_all(me);
+        }
+        stage.unlock(me, hasty);
+    }
+}
+
 /// One execution: sets the scene, and starts the threads.
 fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
     let threads = play.parts.len() as u32;
@@ -262,6 +406,9 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
             row.next.touch();
             row.state.touch();
             row.token.touch();
+            row.stage.touch();
+            row.condvar.touch();
+            row.lock.touch();
             attachment
         })
         .collect();
@@ -269,6 +416,10 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
     LOCK.words().tail.touch();
     LOCK.words().head.touch();
     LOCK.words().guard.touch();
+    CONDVAR.words().owner.touch();
+    CONDVAR.words().tail.touch();
+    CONDVAR.words().head.touch();
+    CONDVAR.words().guard.touch();
     assert!(!TOKEN.is_cancelled());
     if play.fenced {
         attachments[0].demand_fences();
@@ -283,6 +434,8 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
         inside: Cell::new(None),
         told: RefCell::default(),
         running: Cell::new(threads),
+        ended: Cell::new(0),
+        ready: Cell::new(false),
     });
     for (tid, (attachment, part)) in (1..).zip(attachments.into_iter().zip(play.parts)) {
         let (stage, auditor) = (Rc::clone(&stage), auditor.clone());
@@ -304,6 +457,7 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
             // audit: let it see everything.
             loom::sync::atomic::fence(Ordering::SeqCst);
             stage.running.set(stage.running.get() - 1);
+            stage.ended.set(stage.ended.get() | 1 << tid);
             if stage.running.get() == 0 {
                 become_thread(auditor.0);
                 stage.audit(&auditor.1);
@@ -612,6 +766,49 @@ fn parking_and_deaths() {
         .holds("one of two who unpark is killed", 600);
 }
 
+#[test]
+fn waiting_for_a_condition() {
+    Play::of(&[await_ready, notify_one]).bound(2).holds("wait and notify", 300);
+    Play::of(&[await_ready, notify_one_inside]).bound(2).holds("wait and notify inside", 1000);
+    Play::of(&[await_ready, await_ready, notify_all])
+        .bound(1)
+        .holds("two wait, all are notified", 7000);
+    Play::of(&[await_ready, await_ready, notify_one_twice])
+        .bound(1)
+        .holds("two wait, each is notified", 20000);
+    Play::of(&[await_ready_or_give_up, notify_one]).bound(2).holds("notify and giving up", 280);
+    Play::of(&[await_ready_or_wake_up, notify_one])
+        .bound(2)
+        .holds("notify and waking up late", 400);
+    Play::of(&[await_ready_or_wake_up, await_ready, notify_one_twice])
+        .bound(1)
+        .holds("notify, waking up late, and another", 3600);
+}
+
+#[test]
+fn a_killed_notifier() {
+    Play::of(&[await_ready, notify_one, notify_in_its_stead])
+        .kills(&[2])
+        .bound(1)
+        .holds("a notifier is killed", 75000);
+    Play::of(&[await_ready, notify_all, notify_in_its_stead])
+        .kills(&[2])
+        .bound(0)
+        .holds("a notifier of all is killed", 850);
+    Play::of(&[await_ready_and_live, notify_one, notify_in_its_stead])
+        .kills(&[1, 2])
+        .bound(0)
+        .holds("a notifier and the waiter are killed", 50000);
+}
+
+#[test]
+fn a_killed_waiter_for_a_condition() {
+    Play::of(&[await_ready_and_live, await_ready, notify_one_and_inherit])
+        .kills(&[1])
+        .bound(0)
+        .holds("one of two waiters for a condition is killed", 900);
+}
+
 /// The tests can see: each of these breaks the lock on purpose.
 #[test]
 fn loom_sees() {
@@ -634,4 +831,17 @@ fn loom_sees() {
         .broken(Fault::NoUnparkWake)
         .fails("an unpark does not wake", lost);
     queue.kills(&[1]).broken(Fault::NoRelay).fails("a death is told to one watcher only", lost);
+    let waits = Play::of(&[await_ready, notify_one]).bound(2);
+    waits.broken(Fault::LateToQueue).fails("a wait queues after it released", lost);
+    waits.broken(Fault::NoNudgeOnNotify).fails("who is moved is not told to look", lost);
+    let killed = Play::of(&[await_ready, notify_one, notify_in_its_stead]).kills(&[2]).bound(1);
+    killed
+        .broken(Fault::NoRepair)
+        .fails("what a dead notifier began stays so", "return to no mutex");
+    killed.broken(Fault::NoLookAtGuard).fails("a waiter sleeps under a notifier's eyes", lost);
+    Play::of(&[await_ready_and_live, await_ready, notify_one_and_inherit])
+        .kills(&[1])
+        .bound(0)
+        .broken(Fault::NoPassingOn)
+        .fails("a dead waiter keeps its notification", lost);
 }

@@ -23,6 +23,7 @@
 //! as weak as these orderings allow.
 
 pub(crate) mod cancel;
+pub(crate) mod condvar;
 #[cfg(all(test, loom))]
 mod loom_tests;
 pub(crate) mod park;

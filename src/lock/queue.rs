@@ -15,7 +15,7 @@
 
 use super::spin;
 use super::wait::{self, Watched};
-use super::word::{Code, Editor, LockWords, Policy, WaitState};
+use super::word::{Code, Editor, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
@@ -35,6 +35,8 @@ pub(super) struct QueueGuard<'a> {
     me: &'a Attachment,
     /// What the word is without an editor.
     free: Editor,
+    /// Whether the last editor was killed in the middle.
+    inherited: bool,
 }
 
 /// The waiter that is to be served next, as it was when it was found.
@@ -81,7 +83,7 @@ impl<'a> QueueGuard<'a> {
         let table = me.table();
         let mine = Editor::new(me.id());
         let mut spun = false;
-        let free = loop {
+        let (free, inherited) = loop {
             let editor = Editor::from_bits(words.guard.load(SeqCst));
             let replace = |new: Editor| {
                 words.guard.compare_exchange(editor.bits(), new.bits(), SeqCst, SeqCst).is_ok()
@@ -91,7 +93,7 @@ impl<'a> QueueGuard<'a> {
             // did. Sleepers keep their wake: it passes on with the bit.
             if row == 0 || row == mine.row() {
                 if replace(mine.in_place_of(editor)) {
-                    break editor.gone();
+                    break (editor.gone(), row != 0);
                 }
                 continue;
             }
@@ -101,7 +103,7 @@ impl<'a> QueueGuard<'a> {
                 // First: once the guard is taken nobody need look at the dead.
                 table.relay(row);
                 if replace(mine.in_place_of(editor)) {
-                    break editor.gone();
+                    break (editor.gone(), true);
                 }
                 continue;
             }
@@ -119,7 +121,12 @@ impl<'a> QueueGuard<'a> {
                 wait::sleep(me, own, Some(watched), wait::Limits::default())?;
             }
         };
-        Ok(Self { words, me, free })
+        Ok(Self { words, me, free, inherited })
+    }
+
+    /// Whether the guard was taken over from a dead editor.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     pub(super) fn policy(&self) -> Policy {
@@ -188,6 +195,60 @@ impl<'a> QueueGuard<'a> {
         Ok(())
     }
 
+    /// Has `enter` put the head, row `index`, into another queue, and takes it out of
+    /// this one then. If the thread is killed in between, [`Self::former_head`] finds
+    /// it.
+    pub(super) fn transfer_head(
+        &self,
+        index: u32,
+        enter: impl FnOnce() -> Result<(), Corrupted>,
+    ) -> Result<(), Corrupted> {
+        let successor = self.nth(1)?.unwrap_or(0);
+        // From here on the editors of the other queue note what they learn there.
+        self.forget(index, 0)?;
+        enter()?;
+        self.begin_with(successor, index)
+    }
+
+    /// The row that stands where a head would, but is no member (any more), and who
+    /// is behind it, 0 for nobody. For who took the guard over.
+    pub(super) fn former_head(
+        &self,
+        is_member: impl Fn(&Row) -> bool,
+    ) -> Result<Option<(u32, u32)>, Corrupted> {
+        let mut behind = 0;
+        let mut index = self.words.tail.load(SeqCst);
+        for _ in 0..=self.table().capacity() {
+            if index == 0 {
+                return Ok(None);
+            }
+            let row = self.row(index)?;
+            if !is_member(row) {
+                return Ok(Some((index, behind)));
+            }
+            behind = index;
+            index = row.prev.load(SeqCst);
+        }
+        Err(CYCLE)
+    }
+
+    /// Has the queue begin with row `index`, or be empty if that is 0, instead of
+    /// with row `former`, in front of it.
+    pub(super) fn begin_with(&self, index: u32, former: u32) -> Result<(), Corrupted> {
+        if index == 0 {
+            let gone = self.words.tail.replace(former, 0);
+            return gone.map_err(|_| Corrupted("somebody queued without the guard"));
+        }
+        self.row(index)?.prev.store(0, SeqCst);
+        self.words.head.set(index as u16);
+        Ok(())
+    }
+
+    /// Whether row `index` is in the queue.
+    pub(super) fn contains(&self, index: u32) -> Result<bool, Corrupted> {
+        Ok(self.walk(|member, _| member == index)? == Some(index))
+    }
+
     /// The waiter at the head, dead or alive.
     fn head(&self) -> Result<Option<u32>, Corrupted> {
         if active(Fault::Lifo) {
@@ -209,6 +270,7 @@ impl<'a> QueueGuard<'a> {
             let Some(head) = self.head()? else { return Ok(None) };
             let life = self.table().life(head).ok_or(BAD_ROW)?;
             if died(life.load(SeqCst)) {
+                self.mourn(head)?;
                 if let Unlinked::Before(successor) = self.unlink(head)? {
                     wait::nudge(self.me, successor)?;
                 }
@@ -227,6 +289,22 @@ impl<'a> QueueGuard<'a> {
             return Ok(Some(Oldest { index: head, id, state, since }));
         }
         Err(CYCLE)
+    }
+
+    /// A dead waiter, row `index`, is about to be taken out. If it had been notified,
+    /// somebody who waits for the condition variable is to look, and to be notified in
+    /// its stead.
+    fn mourn(&self, index: u32) -> Result<(), Corrupted> {
+        let row = self.row(index)?;
+        if Stage::of(row) != Stage::One || active(Fault::NoPassingOn) {
+            return Ok(());
+        }
+        // In private memory only a forked child meets the dead, and all of them.
+        let condvar = LockWords::named(self.me.mapping(), row.condvar.load(SeqCst));
+        match condvar.map_or(0, |condvar| condvar.tail.load(SeqCst)) {
+            0 => Ok(()),
+            tail => wait::nudge(self.me, tail),
+        }
     }
 
     /// The waiter behind so many others; `None` if there are not so many.
@@ -296,6 +374,7 @@ impl<'a> QueueGuard<'a> {
             if !died(life.load(SeqCst)) {
                 return Ok(());
             }
+            self.mourn(prev)?;
             self.bypass(prev, self.row(prev)?.prev.load(SeqCst), index)?;
         }
         Err(CYCLE)

@@ -3,6 +3,7 @@
 //! The model in `tests/model` has a step for each access to shared memory
 //! here, under the names of these functions.
 
+use super::condvar;
 use super::queue::{self, Oldest, QueueGuard, Unlinked};
 use super::spin;
 use super::wait::{self, Limits, Slept, Watched};
@@ -246,21 +247,12 @@ impl RawMutex {
         }
         let waiting = WaitState::from_bits(row.state.load(Relaxed)).next_round();
         row.state.store(waiting.bits(), Relaxed);
-        let mut tail = self.0.tail.load(SeqCst);
-        loop {
-            if tail == index {
-                me.mark_broken();
-                return Err(Corrupted("a thread is queued before it queues"));
-            }
-            row.prev.store(tail, Relaxed);
-            match self.0.tail.replace(tail, index) {
-                Ok(()) => return Ok(waiting),
-                Err(now) => tail = now,
-            }
-        }
+        enter(&self.0, row, index, |_| Ok(())).inspect_err(|_| me.mark_broken())?;
+        Ok(waiting)
     }
 
-    fn wait_turn(
+    /// Waits in the queue, in which the thread is, until the lock is its.
+    pub(super) fn wait_turn(
         &self,
         me: &Attachment,
         waiting: WaitState,
@@ -302,7 +294,7 @@ impl RawMutex {
                 }
             }
             watched.hasty &= !seen;
-            match wait::park(me, waiting, watched, limits) {
+            match wait::park(me, waiting, Some(watched), limits) {
                 Ok(Slept::Look) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
                 Ok(Slept::Interrupted) => return self.give_up(me, Failed::Interrupted),
@@ -425,7 +417,6 @@ impl RawMutex {
     }
 
     /// Releases the lock. `Err` if the caller does not own it (any more).
-    #[cfg(loom)]
     pub(crate) fn unlock(&self, me: &Attachment, hasty: bool) -> Result<(), Corrupted> {
         match self.unlock_fast(me, hasty) {
             Fast::Done => Ok(()),
@@ -588,19 +579,65 @@ impl RawMutex {
         edit: impl FnOnce(&QueueGuard) -> Result<R, Corrupted>,
     ) -> Result<R, Corrupted> {
         let lock = &me.row().lock;
+        // Who waits for a condition variable has one there: that to which it returns.
+        let before = lock.load(Relaxed);
         // Relaxed: taking the guard publishes it. Release: the edit is done.
         lock.store(self.0.name_in(me.mapping()), Relaxed);
         let result = edit(&QueueGuard::take(&self.0, me)?);
-        lock.store(0, Release);
+        lock.store(before, Release);
         result
     }
 }
 
-/// Takes the dead former user of `me`'s row out of the queue of the lock that
-/// its row names, where it may be a member, and may hold the guard.
-pub(crate) fn reclaim(me: &Attachment, lock: u64) -> Result<(), Corrupted> {
-    let words = LockWords::named(me.mapping(), lock)
-        .ok_or(Corrupted("a row names a lock that is not in the value"))?;
+/// Puts `row`, whose index that is, at the end of the queue of `words`; `before`
+/// is told behind whom each time it tries.
+pub(super) fn enter(
+    words: &LockWords,
+    row: &Row,
+    index: u32,
+    mut before: impl FnMut(u32) -> Result<(), Corrupted>,
+) -> Result<(), Corrupted> {
+    let mut tail = words.tail.load(SeqCst);
+    loop {
+        if tail == index {
+            return Err(Corrupted("a thread is queued before it queues"));
+        }
+        before(tail)?;
+        // Relaxed: published by the doorway.
+        row.prev.store(tail, Relaxed);
+        match words.tail.replace(tail, index) {
+            Ok(()) => return Ok(()),
+            Err(now) => tail = now,
+        }
+    }
+}
+
+/// Takes the dead former user of `me`'s row out of the queues of the condition
+/// variable and the lock that its row names, where it may be a member, and may hold
+/// the guard.
+pub(crate) fn reclaim(me: &Attachment) -> Result<(), Corrupted> {
+    let Row { lock, condvar, stage, .. } = me.row();
+    let named = |name| {
+        LockWords::named(me.mapping(), name)
+            .ok_or(Corrupted("a row names a lock that is not in the value"))
+    };
+    // In this order: from the one queue it may be moved to the other one.
+    // Relaxed: the row is this thread's now. Release: it is out of the queue.
+    match condvar.load(Relaxed) {
+        0 => {}
+        name => condvar::reclaim(named(name)?, me)?,
+    }
+    stage.store(0, Release);
+    condvar.store(0, Release);
+    match lock.load(Relaxed) {
+        0 => {}
+        name => reclaim_from(named(name)?, me)?,
+    }
+    lock.store(0, Release);
+    Ok(())
+}
+
+fn reclaim_from(words: &LockWords, me: &Attachment) -> Result<(), Corrupted> {
     let guard = QueueGuard::take(words, me)?;
     match guard.unlink(me.id().index())? {
         Unlinked::Before(successor) => wait::nudge(me, successor)?,

@@ -10,7 +10,7 @@ use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::SeqCst;
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
-use crate::sys::futex::{self, Expect, Woken};
+use crate::sys::futex::{self, Expect, MAX_WORDS, Woken};
 use crate::sys::membarrier;
 use std::time::Duration;
 
@@ -79,8 +79,8 @@ pub(super) fn rouse(me: &Attachment, index: u32) -> Result<(), Corrupted> {
     }
 }
 
-/// Sleeps until `own` changes and somebody wakes it, or the watched thread dies,
-/// if there is one, or one of the limits is reached. May end early.
+/// Sleeps until `own` changes and somebody wakes it, or the watched thread dies (if
+/// there is one), or one of the limits is reached. May end early.
 ///
 /// While it sleeps the kernel knows whom it watches: if this thread is killed
 /// after it was the one to be told of a death, the next one is told.
@@ -93,9 +93,9 @@ pub(super) fn sleep(
     let table = me.table();
     let Limits { deadline, cancelled, interruptible } = limits;
     let life = match watched {
-        Some(watched) => {
-            let life = table.life(watched.index);
-            Some((life.ok_or(Corrupted("a watched row is out of range"))?, watched.life))
+        Some(Watched { index, life, .. }) => {
+            let word = table.life(index).ok_or(Corrupted("a watched row is out of range"))?;
+            Some((word, life))
         }
         None => None,
     };
@@ -112,20 +112,20 @@ pub(super) fn sleep(
         (None, None) => return Err(Corrupted("the clock has run out")),
     };
     let token = cancelled.filter(|_| !active(Fault::LostCancel)).map(Ticket::word);
-    let mut words = [own; futex::MAX_WORDS];
-    let mut count = 1;
-    for other in [life, token].into_iter().flatten() {
-        words[count] = other;
-        count += 1;
+    let (mut words, mut len) = ([own; MAX_WORDS], 1);
+    for word in [life, token].into_iter().flatten() {
+        words[len] = word;
+        len += 1;
     }
+    let words = &words[..len];
     let slept = loop {
         // In every round, because a robust pthread mutex that is used in a
         // signal handler clears it.
-        if life.is_some() && !active(Fault::NoRelay) && !active(Fault::NoPending) {
+        if !active(Fault::NoRelay) && !active(Fault::NoPending) {
             me.publish_watch(life);
         }
         me.counters().sleeps.add_one();
-        match futex::wait(&words[..count], until, interruptible && !active(Fault::Deaf)) {
+        match futex::wait(words, until, interruptible && !active(Fault::Deaf)) {
             Ok(Woken::Look) => break Ok(Slept::Look),
             // EINTR: the place in the queue is kept, the deadline stands.
             Ok(Woken::Signal) => {
@@ -151,13 +151,13 @@ pub(super) fn sleep(
             }
         }
     };
-    if let (Some(Watched { index, .. }), Some((word, life))) = (watched, life) {
-        if word.load(SeqCst) != life {
-            // Before the kernel forgets that we watch.
-            table.relay(index);
-        }
-        me.publish_watch(None);
+    if let (Some(Watched { index, .. }), Some((word, life))) = (watched, life)
+        && word.load(SeqCst) != life
+    {
+        // Before the kernel forgets that we watch.
+        table.relay(index);
     }
+    me.publish_watch(None);
     slept
 }
 
@@ -165,13 +165,13 @@ pub(super) fn sleep(
 pub(super) fn park(
     me: &Attachment,
     waiting: WaitState,
-    watched: Watched,
+    watched: Option<Watched>,
     limits: Limits,
 ) -> Result<Slept, Corrupted> {
     let state = &me.row().state;
     let parked = waiting.with(Code::Parked);
     let slept = if state.compare_exchange(waiting.bits(), parked.bits(), SeqCst, SeqCst).is_ok() {
-        sleep(me, (state, parked.bits()), Some(watched), limits)
+        sleep(me, (state, parked.bits()), watched, limits)
     } else {
         Ok(Slept::Look)
     };

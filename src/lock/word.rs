@@ -4,7 +4,7 @@
 use crate::memory::layout::{LOCK_ALIGN, LOCK_SIZE};
 use crate::memory::map::Mapping;
 use crate::participant::id::Id;
-use crate::participant::table::Link;
+use crate::participant::table::{Link, Row};
 use crate::sys::atomic::{AtomicU32, AtomicU64, Note, Ordering};
 use crate::sys::fault::{Fault, active};
 use zerocopy::FromBytes;
@@ -42,9 +42,24 @@ impl LockWords {
 
     /// What a row's `lock` field calls this lock.
     pub(super) fn name_in(&self, mapping: &Mapping) -> u64 {
-        let address = core::ptr::from_ref(self).addr();
+        let address = core::ptr::from_ref(self).expose_provenance();
         let base = if mapping.is_shared() { mapping.base().addr() } else { 0 };
         (address - base) as u64
+    }
+
+    /// The mutex that a living waiter for a condition variable will return to, and
+    /// that its row calls `name`.
+    ///
+    /// # Safety
+    ///
+    /// In private memory the waiter is inside its wait, and stays there for 'm.
+    pub(super) unsafe fn of_waiter(mapping: &Mapping, name: u64) -> Option<&Self> {
+        if mapping.is_shared() {
+            return Self::named(mapping, name);
+        }
+        // SAFETY: nobody but this process writes names in private memory, with
+        // `name_in`; and the waiter borrows its mutex for as long as it waits.
+        unsafe { core::ptr::with_exposed_provenance::<Self>(name as usize).as_ref() }
     }
 
     /// The lock that a row of a segment calls `name`, if that can be one.
@@ -238,6 +253,41 @@ impl WaitState {
     /// Whether both are about the same wait.
     pub(crate) const fn same_round(self, other: Self) -> bool {
         self.0 & !7 == other.0 & !7
+    }
+}
+
+/// A row's `stage`: how far its wait for a condition variable has come. It counts
+/// together with the row's `condvar`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Stage {
+    /// In no queue of a condition variable.
+    None = 0,
+    /// In its queue. Set by the waiter, under the guard.
+    Queued = 1,
+    /// Notified, and nobody else was: in the mutex's queue, or about to be put
+    /// there. Set under the guard. If the waiter dies the notification passes on.
+    One = 2,
+    /// Notified with everybody else; otherwise the same.
+    All = 3,
+}
+
+impl Stage {
+    pub(crate) fn of(row: &Row) -> Self {
+        match row.stage.load(Ordering::SeqCst) {
+            1 => Self::Queued,
+            2 => Self::One,
+            3 => Self::All,
+            _ => Self::None,
+        }
+    }
+
+    pub(crate) fn is_notified(self) -> bool {
+        matches!(self, Self::One | Self::All)
+    }
+
+    pub(super) fn set(self, row: &Row) {
+        row.stage.store(self as u32, Ordering::SeqCst);
     }
 }
 

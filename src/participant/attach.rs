@@ -75,9 +75,10 @@ fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> AttachError {
     move |source| AttachError::Io { step, source }
 }
 
-/// Takes the dead thread, whose row the attachment now has, out of the queue of
-/// the lock that it was busy with. Handed down from the floor above.
-pub(crate) type Reclaim = fn(&Attachment, lock: u64) -> Result<(), Corrupted>;
+/// Takes the dead thread, whose row the attachment now has, out of the queues in
+/// which it may be: the row says which, and then no longer. Handed down from the
+/// floor above.
+pub(crate) type Reclaim = fn(&Attachment) -> Result<(), Corrupted>;
 
 /// The calling thread's place on its robust list.
 #[derive(Debug)]
@@ -430,7 +431,7 @@ fn may_reuse(table: Table, index: u32, life: u32) -> bool {
     // In private memory `lock` is an address, perhaps of a stack that is gone
     // (the other threads of a process that forked). Such a row stays dead, and
     // linked, until a waiter for the lock splices it.
-    table.is_shared() || row.lock.load(Ordering::Acquire) == 0
+    table.is_shared() || !row.is_busy()
 }
 
 fn try_claim(mapping: &Mapping, index: u32) -> Result<bool, AttachError> {
@@ -576,17 +577,16 @@ pub(crate) fn attach(
     // The thread to whom the kernel gave the death notice may have died too;
     // as the word has a TID again the kernel no longer passes it on.
     table.relay(index);
-    let lock = row.lock.load(Ordering::Acquire);
-    if lock != 0 && !active(Fault::NoReclaim) {
-        if let Err(corrupted) = reclaim(&attachment, lock) {
-            attachment.mark_broken();
-            if let Some(attachment) = attachment.leave_at_thread_end() {
-                // SAFETY: it was leaked.
-                unsafe { attachment.as_ref() }.mark_dead();
-            }
-            return Err(corrupted.into());
+    if row.is_busy()
+        && !active(Fault::NoReclaim)
+        && let Err(corrupted) = reclaim(&attachment)
+    {
+        attachment.mark_broken();
+        if let Some(attachment) = attachment.leave_at_thread_end() {
+            // SAFETY: it was leaked.
+            unsafe { attachment.as_ref() }.mark_dead();
         }
-        row.lock.store(0, Ordering::Release);
+        return Err(corrupted.into());
     }
     // Somebody may have begun to watch the row before it was unlinked.
     table.relay(index);

@@ -42,6 +42,11 @@ impl Current {
         self.0.addr().get() & MARK != 0
     }
 
+    /// Whether both are the same attachment, whatever their bits.
+    pub(crate) fn is_same(self, other: Self) -> bool {
+        self.unmarked() == other.unmarked()
+    }
+
     #[inline(always)]
     fn unmarked(self) -> NonNull<Attachment> {
         let unmark = |address: NonZeroUsize| {

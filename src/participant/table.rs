@@ -53,6 +53,12 @@ impl Row {
     pub(crate) const fn without_token(id: Id) -> u32 {
         (id.generation() as u32) << 1
     }
+
+    /// Whether its user is, or was when it died, inside an operation on a lock or a
+    /// condition variable.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.lock.load(Ordering::Acquire) != 0 || self.condvar.load(Ordering::Acquire) != 0
+    }
 }
 
 /// What the user of a row has been through, for people: apart from the row, which

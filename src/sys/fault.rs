@@ -67,6 +67,17 @@ pub(crate) enum Fault {
     NoBarrier,
     /// A waiter had the owners fence, and does not look again.
     NoLookAfterBarrier,
+    /// A waiter that is moved to its mutex's queue is not woken to look there.
+    NoNudgeOnNotify,
+    /// A waiter for a condition variable that was woken does not wait for who edits
+    /// its queue.
+    NoLookAtGuard,
+    /// What a dead notifier began is not finished.
+    NoRepair,
+    /// The notification of a dead waiter is lost.
+    NoPassingOn,
+    /// A wait for a condition variable releases the mutex before it queues.
+    LateToQueue,
     /// Unparking does not wake.
     NoUnparkWake,
     /// Unparking gives the token to whoever has the row.
@@ -108,6 +119,11 @@ mod chosen {
         ("endless_patience", Fault::EndlessPatience),
         ("no_barrier", Fault::NoBarrier),
         ("no_look_after_barrier", Fault::NoLookAfterBarrier),
+        ("no_nudge_on_notify", Fault::NoNudgeOnNotify),
+        ("no_look_at_guard", Fault::NoLookAtGuard),
+        ("no_repair", Fault::NoRepair),
+        ("no_passing_on", Fault::NoPassingOn),
+        ("late_to_queue", Fault::LateToQueue),
         ("no_unpark_wake", Fault::NoUnparkWake),
         ("unpark_of_row", Fault::UnparkOfRow),
     ];

@@ -3,7 +3,9 @@
 //!
 //! * `directed`, `stepped`: for each way in which the lock could be broken
 //!   (`ci/broken-locks` builds them) one death in just the place where it shows.
-//! * `storm`: thousands of deaths anywhere.
+//! * `condition`: the same for the condition variable.
+//! * `storm`: thousands of deaths anywhere; `ring`: the same around condition
+//!   variables.
 //!
 //! `HEIRLOCK_LONG=1` kills ten times as many, `HEIRLOCK_KILLS` as many as it
 //! says; `HEIRLOCK_HANG_SECONDS` is how long nothing may happen.
@@ -11,8 +13,10 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod condition;
 mod directed;
 mod ground;
+mod ring;
 mod scene;
 mod stepped;
 mod storm;
@@ -39,12 +43,22 @@ fn main() {
     // The trials have watchdogs of their own, which say more.
     let guard = Duration::from_secs(if is_long() { 3600 } else { 600 });
     kit::run(
-        &[directed::TESTS, stepped::TESTS, unfenced::TESTS, storm::TESTS],
+        &[
+            directed::TESTS,
+            stepped::TESTS,
+            condition::TESTS,
+            unfenced::TESTS,
+            storm::TESTS,
+            ring::TESTS,
+        ],
         &[
             ("worker", worker::play),
             ("auditor", worker::audit),
             ("stepper", stepped::play),
             ("newcomer", stepped::attach),
+            ("ringer", ring::play),
+            ("notifier", condition::notify),
+            ("waiter", condition::wait),
             ("hog", directed::hog),
             ("releaser", unfenced::release),
             ("queuer", unfenced::queue),

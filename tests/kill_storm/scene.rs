@@ -2,7 +2,7 @@
 
 use crate::hang;
 use crate::kit::{Board, Process, Puppet, TempPath, board_with};
-use heirlock::{Participant, Policy, Segment, Snapshot};
+use heirlock::{Participant, Policy, Segment, Snapshot, WaitView};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::fd::OwnedFd;
@@ -117,7 +117,8 @@ impl Scene {
     pub(crate) fn wait_state(&self, puppet: &Puppet) -> Option<&'static str> {
         let snapshot = self.snapshot();
         let view = snapshot.participant(puppet.participant.row())?;
-        view.busy_with.as_ref().filter(|wait| wait.queued).map(|wait| wait.state)
+        let waits = |wait: &&WaitView| wait.queued || wait.condvar.is_some() && !wait.notified;
+        view.busy_with.as_ref().filter(waits).map(|wait| wait.state)
     }
 }
 

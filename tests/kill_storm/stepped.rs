@@ -58,18 +58,23 @@ pub(crate) fn attach(args: &[String]) {
     }
 }
 
-/// A process that is stepped through lock and unlock. It stands still unless it
-/// is told to move.
-struct Stepper {
-    process: Process,
-    participant: Participant,
+/// A process that is stepped through an operation. It stands still unless it is
+/// told to move.
+pub(crate) struct Stepper {
+    pub(crate) process: Process,
+    pub(crate) participant: Participant,
 }
 
 impl Stepper {
     /// A stepper in front of its first `lock`; `None`, with a note, where
     /// there is no tracing.
     fn new(scene: &Scene) -> Option<Self> {
-        let process = Process::spawn("stepper", &[scene.path.to_str().expect("printable")]);
+        Self::in_role(scene, "stepper")
+    }
+
+    /// The same with other operations.
+    pub(crate) fn in_role(scene: &Scene, role: &str) -> Option<Self> {
+        let process = Process::spawn(role, &[scene.path.to_str().expect("printable")]);
         let stopped = wait(&process);
         if !cfg!(target_arch = "x86_64") || !stopped {
             println!("no ptrace: nothing is tested here");
@@ -106,7 +111,12 @@ impl Stepper {
 
     /// Instruction by instruction until `reached`; returns their number.
     #[track_caller]
-    fn until(&self, scene: &Scene, what: &str, mut reached: impl FnMut() -> bool) -> u32 {
+    pub(crate) fn until(
+        &self,
+        scene: &Scene,
+        what: &str,
+        mut reached: impl FnMut() -> bool,
+    ) -> u32 {
         for steps in 0..FAR {
             if reached() {
                 scene.progress();
@@ -120,14 +130,14 @@ impl Stepper {
         panic!("{FAR} instructions, and not yet: {what}");
     }
 
-    /// To its next stop, in front of a `lock` or an `unlock`.
-    fn go_on(&self) {
+    /// To its next stop, in front of an operation.
+    pub(crate) fn go_on(&self) {
         self.set_going();
         assert!(wait(&self.process), "the stepper ended");
     }
 
     /// Sets it free, to go on by itself to its next stop.
-    fn set_going(&self) {
+    pub(crate) fn set_going(&self) {
         ptrace::cont(self.process.pid(), None).expect("continue");
     }
 
@@ -135,7 +145,7 @@ impl Stepper {
         scene.owner(0) == Some(self.participant)
     }
 
-    fn kill(self, scene: &Scene) -> u32 {
+    pub(crate) fn kill(self, scene: &Scene) -> u32 {
         let pid = self.process.pid().as_raw() as u32;
         scene.unwatch(&self.process);
         drop(self);

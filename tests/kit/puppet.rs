@@ -5,7 +5,7 @@ use super::sandbox::Refusal;
 use super::{Process, TempPath, in_new_pid_namespace, until};
 use heirlock::thread::{ParkError, Thread, park_with};
 use heirlock::{
-    CancelToken, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment,
+    CancelToken, Condvar, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment,
 };
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::cell::Cell;
@@ -27,6 +27,7 @@ use zerocopy::FromBytes;
 pub(crate) struct Board {
     pub(crate) locks: [Mutex<u64>; 8],
     pub(crate) tokens: [CancelToken; 4],
+    pub(crate) condvars: [Condvar; 4],
 }
 
 /// A board for puppets.
@@ -198,7 +199,32 @@ impl Puppet {
         });
     }
 
-    /// The end of a lock that was started.
+    /// Starts to wait for a condition variable with a lock that it holds, and waits
+    /// until it is seen in the queue. `limit` is empty, `for MICROSECONDS`,
+    /// `cancellable TOKEN` or `interruptible`.
+    pub(crate) fn wait(
+        &mut self,
+        segment: &Segment<Board>,
+        lock: usize,
+        condvar: usize,
+        limit: &str,
+    ) {
+        self.start(&format!("wait {lock} {condvar} {limit}"));
+        until("a puppet waits for a condition variable", || {
+            heirlock::waiters(&segment.condvars[condvar])
+                .is_some_and(|queue| queue.contains(&self.participant))
+        });
+    }
+
+    pub(crate) fn notify_one(&mut self, condvar: usize) -> bool {
+        self.tell(&format!("notify-one {condvar}")) == "true"
+    }
+
+    pub(crate) fn notify_all(&mut self, condvar: usize) -> usize {
+        self.tell(&format!("notify-all {condvar}")).parse().expect("a number")
+    }
+
+    /// The end of a lock, or a wait, that was started.
     pub(crate) fn got(&mut self) -> Got {
         parse_got(&self.answer())
     }
@@ -360,6 +386,24 @@ fn obey(
             Ok(guard) => keep(index(1), Some(guard)),
             Err(error) => why(&error.into()),
         },
+        // Waits with a lock that is held: how it has the lock again, or why the wait
+        // ended otherwise.
+        "wait" => {
+            let guard = guards[index(1)].as_mut().expect("it is held");
+            let options = match words[3..] {
+                [] => LockOptions::new(),
+                ["for", _] => LockOptions::new().timeout(Duration::from_micros(number(4))),
+                ["cancellable", _] => LockOptions::new().cancel(&segment.tokens[index(4)]),
+                ["interruptible"] => LockOptions::new().interruptible(true),
+                _ => panic!("a puppet cannot wait like this: {words:?}"),
+            };
+            match segment.condvars[index(2)].wait_with(guard, &options) {
+                Ok(()) => describe(Some(guard)),
+                Err(error) => why(&error),
+            }
+        }
+        "notify-one" => segment.condvars[index(1)].notify_one().to_string(),
+        "notify-all" => segment.condvars[index(1)].notify_all().to_string(),
         "cancel" => {
             segment.tokens[index(1)].canceller().cancel();
             "ok".into()

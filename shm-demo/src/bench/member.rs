@@ -8,10 +8,8 @@ use super::pthread::Pthread;
 use super::stage::busy;
 use super::watch::Watch;
 use crate::Result;
-use crate::signals::Signals;
+use crate::crew::enlist;
 use heirlock::Segment;
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 use nix::unistd::gettid;
 use rustix::thread::futex;
 use std::path::{Path, PathBuf};
@@ -32,19 +30,8 @@ pub(crate) fn pthread_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Has this process die with the one that started it.
-pub(crate) fn die_with(parent: u32) -> Result<()> {
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if std::os::unix::process::parent_id() != parent {
-        return Err("this is started by `shm-demo bench` only; its parent is gone".into());
-    }
-    Ok(())
-}
-
 pub(crate) fn run(args: &BenchMemberArgs) -> Result<()> {
-    die_with(args.parent)?;
-    // Ctrl-C goes to the whole group. The parent sees to the end of it.
-    let _signals = Signals::watch()?;
+    let _signals = enlist(args.parent, "bench")?;
     let segment = arena::open(&args.path)?;
     let member = |thread: usize| Member { args, segment: &segment, slot: args.slot + thread };
     match args.player {

@@ -4,11 +4,10 @@
 use super::arena::{self, Phase};
 use super::cli::{BenchSoloArgs, Part};
 use super::figures::median;
-use super::member::die_with;
 use super::peers::Lock;
 use super::{heir, heirs, pin};
 use crate::Result;
-use crate::signals::Signals;
+use crate::crew::enlist;
 use heirlock::{Mutex, Segment};
 use rustix::time::{ClockId, clock_gettime};
 use std::hint::black_box;
@@ -30,9 +29,7 @@ pub(crate) const MANY: usize = 10_000;
 const STACK: usize = 64 << 10;
 
 pub(crate) fn run(args: &BenchSoloArgs) -> Result<()> {
-    die_with(args.parent)?;
-    // Ctrl-C goes to the whole group. The parent sees to the end of it.
-    let _signals = Signals::watch()?;
+    let _signals = enlist(args.parent, "bench")?;
     match &args.part {
         Part::Queue { waiters, rounds } => say(&our_queue(*waiters, *rounds)?),
         Part::FairQueue { waiters, rounds } => say(&fair_queue(*waiters, *rounds)?),

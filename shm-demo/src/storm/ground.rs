@@ -3,8 +3,8 @@
 
 use super::histogram::Waits;
 use super::line::Line;
+use crate::course;
 use crate::ledger::Ledger;
-use crate::shared;
 use heirlock::{CancelToken, Mutex, Options, Participant, Segment, SegmentError, Statistics};
 use std::path::Path;
 use std::sync::atomic::{
@@ -22,7 +22,7 @@ pub(crate) const THREADS: usize = 4;
 /// How many worker processes there can be at a time.
 pub(crate) const MAX_WORKERS: usize = 64;
 
-const _: () = assert!(MAX_WORKERS * THREADS <= shared::MAX_WORKERS);
+const _: () = assert!(MAX_WORKERS * THREADS <= course::MAX_WORKERS);
 
 /// More rows than threads, since a dead thread's row is free again only when
 /// its successor, or another one, has noticed.

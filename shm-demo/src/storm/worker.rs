@@ -7,14 +7,11 @@ use super::line::{Served, Waiter};
 use super::signals;
 use crate::Result;
 use crate::cli::StormWorkerArgs;
+use crate::crew::{enlist, set_name};
 use crate::ledger::Entry;
-use crate::signals::Signals;
 use fastrand::Rng;
 use heirlock::{LockError, LockOptions, Mutex, MutexGuard, Participant, Segment, Statistics};
-use nix::sys::prctl;
-use nix::sys::signal::Signal;
 use nix::unistd::gettid;
-use std::ffi::CString;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, sleep};
@@ -31,13 +28,7 @@ const LINGERS: u8 = 4;
 static GROUND: OnceLock<Segment<Ground>> = OnceLock::new();
 
 pub(crate) fn run(args: &StormWorkerArgs) -> Result<()> {
-    // The parent can be killed, too, and then nobody else would end this.
-    prctl::set_pdeathsig(Signal::SIGKILL)?;
-    if std::os::unix::process::parent_id() != args.parent {
-        return Err("this is started by `shm-demo storm` only; its parent is gone".into());
-    }
-    // Ctrl-C goes to the whole group. The parent sees to the end of it.
-    let _signals = Signals::watch()?;
+    let _signals = enlist(args.parent, "storm")?;
     let segment = ground::open(&args.path)?;
     let ground = GROUND.get_or_init(|| segment);
     if args.slot >= ground::MAX_WORKERS {
@@ -49,8 +40,7 @@ pub(crate) fn run(args: &StormWorkerArgs) -> Result<()> {
         for thread in 0..THREADS {
             scope.spawn(move || {
                 let _together = Together;
-                let name = CString::new(format!("storm-{}-{thread}", args.slot));
-                prctl::set_name(&name.expect("no zero byte")).expect("a name");
+                set_name(format!("storm-{}-{thread}", args.slot)).expect("a name");
                 let worker = Worker::arrive(ground, args.slot, thread, args.timeouts);
                 worker.run();
             });

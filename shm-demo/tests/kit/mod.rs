@@ -6,9 +6,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,32 @@ impl Said {
         serde_json::from_str(last).unwrap_or_else(|error| panic!("{error} in {self:?}"))
     }
 
+    #[track_caller]
+    pub(crate) fn number(&self, field: &str) -> u64 {
+        self.json()[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {self:?}"))
+    }
+
+    /// Prints how often what happened, and asserts that it was often enough.
+    #[track_caller]
+    pub(crate) fn assert_floors(&self, floors: &[(&str, u64)]) {
+        for (field, floor) in floors {
+            let count = self.number(field);
+            println!("{field}: {count}, at least {floor}");
+            assert!(count >= *floor, "{field} is {count}, less than {floor}: {self:?}");
+        }
+    }
+
+    /// Asserts that `--help` of the subcommand explains every field.
+    #[track_caller]
+    pub(crate) fn assert_explained(&self, subcommand: &[&str]) {
+        let help = Demo::run(&[subcommand, &["--help"]].concat());
+        assert_eq!(help.code(), Some(0));
+        assert!(help.out.contains("Example"), "{help:?}");
+        for field in self.json().as_object().expect("an object").keys() {
+            assert!(help.out.contains(field.as_str()), "--help does not explain {field}");
+        }
+    }
+
     /// Asserts that this is an error for the user: a code, a text that has
     /// `what` in it, and no panic.
     #[track_caller]
@@ -138,6 +165,21 @@ impl Demo {
         kill(Pid::from_raw(self.pid()), signal).expect("signal shm-demo");
     }
 
+    /// What it says from now on, line by line, instead of at its end.
+    pub(crate) fn lines(&mut self) -> Lines {
+        let stdout = BufReader::new(self.0.stdout.take().expect("stdout"));
+        let (tell, lines) = channel();
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(std::io::Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Lines(lines)
+    }
+
     #[track_caller]
     pub(crate) fn end(self) -> Said {
         self.end_within(RUN)
@@ -154,7 +196,9 @@ impl Demo {
         until_within(limit, "shm-demo ends", || self.0.try_wait().expect("wait").is_some());
         let status = self.0.wait().expect("it has ended");
         let (mut out, mut err) = (String::new(), String::new());
-        self.0.stdout.take().expect("stdout").read_to_string(&mut out).expect("read");
+        if let Some(mut stdout) = self.0.stdout.take() {
+            stdout.read_to_string(&mut out).expect("read");
+        }
         self.0.stderr.take().expect("stderr").read_to_string(&mut err).expect("read");
         Said { status, out, err }
     }
@@ -165,6 +209,18 @@ impl Drop for Demo {
         // The workers die with their parent.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// What a run says while it goes on.
+pub(crate) struct Lines(Receiver<String>);
+
+impl Lines {
+    /// The object on the next line.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        let line = self.0.recv_timeout(HANG).expect("a line");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}"))
     }
 }
 
@@ -199,4 +255,42 @@ pub(crate) fn endless(path: &TempPath, workers: u32) -> Demo {
             })
     });
     demo
+}
+
+/// Starts `args` at `path`, which are of a run with no end, and has each signal end it
+/// while it is at work.
+#[track_caller]
+pub(crate) fn assert_signals_end(args: &[&str]) {
+    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
+        let path = TempPath::new();
+        let demo = Demo::start(&[args, &["--json", "--path", path.str()]].concat());
+        until("somebody was killed and replaced", || {
+            // It may be too early for a segment.
+            let said = Demo::run(&["inspect", path.str(), "--json"]);
+            said.code() == Some(0)
+                && said.json()["participants"]
+                    .as_array()
+                    .is_some_and(|all| all.iter().any(|one| one["generation"].as_u64() > Some(1)))
+        });
+        demo.signal(signal);
+        let said = demo.end_soon();
+        assert_eq!(said.code(), Some(code), "{said:?}");
+        assert_eq!(said.json()["outcome"], "interrupted", "{said:?}");
+        assert_eq!(said.json()["signal"], signal.as_str());
+        assert!(said.number("kills") > 0, "{said:?}");
+        path.assert_clean();
+    }
+}
+
+/// Has SIGKILL end a run of `args`, which leaves the segment, and nobody.
+#[track_caller]
+pub(crate) fn assert_nobody_outlives(args: &[&str]) {
+    let path = TempPath::new();
+    let demo = Demo::start(&[args, &["--path", path.str()]].concat());
+    until("the workers are there", || path.processes().len() > 2);
+    demo.signal(Signal::SIGKILL);
+    assert_eq!(demo.end_soon().code(), None);
+    until("the workers are gone", || path.processes().is_empty());
+    let said = Demo::run(&[args, &["--path", path.str()]].concat());
+    said.assert_error(1, "exists already");
 }

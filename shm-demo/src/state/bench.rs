@@ -1,0 +1,211 @@
+//! `shm-demo state bench`: workers that change a state and are killed while they do,
+//! and whether anything was lost.
+#![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
+
+use super::State;
+use super::acks::{Acks, MAX_WORKERS, Verdict, judge};
+use super::cli::StateBenchArgs;
+use super::table::{Counts, Table};
+use crate::Result;
+use crate::course::Course;
+use crate::crew::Crew;
+use crate::outcome::{End, Outcome};
+use crate::segment_file::SegmentFile;
+use crate::signals::Signals;
+use crate::trial::{FINAL_LOCK, STUCK, Subject, Trial};
+use heirlock::{MutexGuard, Options, Participant, Segment, SegmentError};
+use serde::Serialize;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use zerocopy::FromBytes;
+
+/// Which `Bench` this is: another number for every change of it.
+const SCHEMA: u64 = 0x5354_4245_4e01;
+
+/// More rows than workers, since a dead worker's row is free again only when its
+/// successor, or another one, has noticed.
+const SPARE_ROWS: u32 = 8;
+
+/// A state, and what is known of it without looking.
+#[derive(FromBytes)]
+#[repr(C)]
+pub(crate) struct Bench {
+    pub(crate) state: State,
+    pub(crate) course: Course,
+    pub(crate) acks: [Acks; MAX_WORKERS],
+    /// Whether heirs repair. Never changes.
+    repairs: u64,
+    pub(crate) wrong: AtomicU64,
+    pub(crate) in_doubt_made: AtomicU64,
+    pub(crate) in_doubt_not_made: AtomicU64,
+}
+
+impl Bench {
+    /// The table as a worker gets it. Without repair the lock is as useful as one that
+    /// does not tell of deaths.
+    pub(crate) fn table(&self) -> MutexGuard<'_, Table> {
+        if self.repairs != 0 { self.state.table() } else { self.state.table.lock() }
+    }
+
+    fn table_within(&self, time: Duration) -> Option<MutexGuard<'_, Table>> {
+        if self.repairs != 0 {
+            self.state.table_within(time)
+        } else {
+            self.state.table.try_lock_for(time)
+        }
+    }
+}
+
+fn options() -> Options<'static, Bench> {
+    Segment::options().schema(SCHEMA)
+}
+
+pub(crate) fn open(path: &Path) -> std::result::Result<Segment<Bench>, SegmentError> {
+    options().open(path)
+}
+
+impl Subject for Segment<Bench> {
+    fn course(&self) -> &Course {
+        &self.course
+    }
+
+    fn owner(&self) -> Option<Participant> {
+        heirlock::owner(&self.state.table)
+    }
+
+    fn locks(&self) -> Vec<u64> {
+        self.offset_of(&self.state.table).into_iter().collect()
+    }
+}
+
+pub(crate) fn run(args: &StateBenchArgs) -> Result<ExitCode> {
+    let signals = Signals::watch()?;
+    let create = |path: &Path| {
+        let lay_out = |bench: &mut Bench| {
+            bench.course.lay_out(args.workers, args.operations);
+            bench.repairs = u64::from(!args.without_repair);
+        };
+        options().capacity(args.workers + SPARE_ROWS).init(lay_out).create(path)
+    };
+    // Dropped in the reverse order: first the workers end, then the segment goes.
+    let (file, segment) = SegmentFile::create(args.path.as_deref(), "state", create)?;
+    let crew = Crew::new("state-worker", &file.0, args.workers, &[]);
+    let mut trial = Trial::new(&segment, &file.0, crew, args.kills, STUCK);
+    let end = trial.run(&signals)?;
+    let report = report(args, &segment, trial, &end);
+    report.print(args.json)?;
+    Ok(report.outcome.exit_code())
+}
+
+/// The result of a run; `shm-demo state bench --help` says what the fields mean.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    outcome: Outcome,
+    workers: u32,
+    operations_asked: u64,
+    changes_acknowledged: u64,
+    changes: u64,
+    gets: u64,
+    entries: u64,
+    entries_expected: u64,
+    in_doubt_made: u64,
+    in_doubt_not_made: u64,
+    inherited: u64,
+    repaired: u64,
+    wrong: u64,
+}
+
+/// What the table says, now that nobody is left who could hold the lock.
+fn report(args: &StateBenchArgs, bench: &Bench, mut trial: Trial, end: &End) -> Report {
+    let deaths = trial.deaths();
+    let (mut changes, mut entries) = (0, 0);
+    let (mut counts, mut verdict) = (Counts::default(), Verdict::default());
+    match bench.table_within(FINAL_LOCK) {
+        Some(mut table) => {
+            counts = table.counts.clone();
+            (changes, entries) = (table.changes(), table.entries());
+            if let End::Done = end {
+                verdict = judge(&mut table, &bench.acks[..args.workers as usize], deaths);
+            }
+        }
+        None => trial.fail(format!(
+            "the lock could not be had for {FINAL_LOCK:?}, though nobody is left to hold it"
+        )),
+    }
+    let wrong = bench.wrong.load(Relaxed);
+    let mut must = |holds: bool, what: String| {
+        if !holds {
+            trial.fail(what);
+        }
+    };
+    must(wrong == 0, format!("{wrong} times a value was not as it had to be"));
+    let Counts { inherited, repaired, untold, .. } = counts;
+    must(untold == 0, format!("{untold} times an owner was not told of a dead one"));
+    must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
+    if let End::Done = end {
+        must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
+        let (acknowledged, asked) = (verdict.changes_acknowledged, args.operations);
+        must(acknowledged >= asked, format!("{acknowledged} changes of {asked} were made"));
+    }
+    for failure in verdict.failures {
+        trial.fail(failure);
+    }
+    Report {
+        outcome: trial.outcome(end),
+        workers: args.workers,
+        operations_asked: args.operations,
+        changes_acknowledged: verdict.changes_acknowledged,
+        changes,
+        gets: counts.gets,
+        entries,
+        entries_expected: verdict.entries_expected,
+        in_doubt_made: bench.in_doubt_made.load(Relaxed),
+        in_doubt_not_made: bench.in_doubt_not_made.load(Relaxed),
+        inherited,
+        repaired,
+        wrong,
+    }
+}
+
+impl Report {
+    fn print(&self, json: bool) -> Result<()> {
+        let lines = [
+            (
+                "changes",
+                format!(
+                    "{} acknowledged, by {} processes in {:.1} s; {} values looked at, {} wrong",
+                    self.changes_acknowledged,
+                    self.workers,
+                    self.outcome.seconds,
+                    self.gets,
+                    self.wrong
+                ),
+            ),
+            (
+                "kills",
+                format!(
+                    "{}; {} hit the owner of the lock, of which {} left a change half done",
+                    self.outcome.kills(),
+                    self.inherited,
+                    self.repaired
+                ),
+            ),
+            (
+                "in doubt",
+                format!(
+                    "{} changes of the killed, of which {} were made and {} were not",
+                    self.in_doubt_made + self.in_doubt_not_made,
+                    self.in_doubt_made,
+                    self.in_doubt_not_made
+                ),
+            ),
+            ("entries", format!("{} of {}", self.entries, self.entries_expected)),
+        ];
+        let held = "everything: no acknowledged change lost, no value torn, every change made \
+                    wholly or not at all";
+        self.outcome.print(self, json, &lines, held)
+    }
+}
