@@ -1,6 +1,6 @@
 // A user's own types, by derives alone, without a dependency on zerocopy.
 use heirlock::zerocopy::FromBytes;
-use heirlock::{CancelToken, Mutex, Segment};
+use heirlock::{CancelToken, Condvar, Mutex, Segment};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 #[derive(FromBytes, Clone, Copy)]
@@ -26,6 +26,7 @@ struct Worker {
     /// A `Participant`, by its bits.
     thread: AtomicU64,
     progress: Mutex<(u32, u32)>,
+    changed: Condvar,
     stop: CancelToken,
     spare: AtomicU32,
 }
@@ -49,6 +50,7 @@ fn main() {
     track.used += 1;
     drop(track);
     segment.workers[7].progress.lock().1 += 1;
+    segment.workers[7].changed.notify_all();
     *segment.nested.lock()[0].lock() += 1;
     let track = segment.tracks[1].lock();
     assert_eq!(track.used, 1);
