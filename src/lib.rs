@@ -18,6 +18,9 @@
 //! * **Namespaces do not matter.** Two threads with the same TID in two PID
 //!   namespaces are two participants.
 //!
+//! Beside locks there is [parking](thread), the primitive for whatever else threads of
+//! several processes wait for.
+//!
 //! ```
 //! use heirlock::{Mutex, Segment};
 //! use zerocopy::FromBytes;
@@ -42,6 +45,43 @@
 //! # Ok::<(), heirlock::SegmentError>(())
 //! ```
 //!
+//! # Your own types
+//!
+//! What is in a segment derives [`zerocopy::FromBytes`], which makes certain that any
+//! bytes are one, and is `#[repr(C)]`, so that all processes agree on where what lies.
+//! Nothing is to be implemented by hand. Without a dependency on `zerocopy` of its own a
+//! crate derives it by the one that is [re-exported](zerocopy) here:
+//!
+//! ```
+//! use heirlock::{CancelToken, Mutex, Segment};
+//!
+//! #[derive(heirlock::zerocopy::FromBytes)]
+//! #[zerocopy(crate = "heirlock::zerocopy")]
+//! #[repr(C)]
+//! struct Job {
+//!     parameters: [f64; 4],
+//!     /// Not a `bool`, an enum or an `Option`: another process may have written anything.
+//!     state: u32,
+//!     retries: u32,
+//! }
+//!
+//! #[derive(heirlock::zerocopy::FromBytes)]
+//! #[zerocopy(crate = "heirlock::zerocopy")]
+//! #[repr(C)]
+//! struct Shared {
+//!     jobs: [Mutex<Job>; 16],
+//!     stop: CancelToken,
+//! }
+//!
+//! let segment: Segment<Shared> = Segment::anonymous()?;
+//! segment.jobs[3].lock().state = 1;
+//! # Ok::<(), heirlock::SegmentError>(())
+//! ```
+//!
+//! # Features
+//!
+//! * `lock_api` (off by default): `RawMutex`, for `lock_api::Mutex` of version 0.5.
+//!
 //! # What it does not do
 //!
 //! * The data is as the dead owner left it, perhaps torn. Repairing it is the
@@ -50,7 +90,8 @@
 //! * Deadlocks are found, and ended, where that is asked for only; see [`deadlock`].
 //! * A process that is stopped (`SIGSTOP`) while it holds a lock is alive: the
 //!   others wait.
-//! * Locks cannot be used in signal handlers.
+//! * Locks cannot be used in signal handlers (which may cancel waits, and
+//!   [unpark](thread::Thread::unpark)).
 //! * A child made by a raw `clone` or `vfork`, past `pthread_atfork`, must not
 //!   use what it copied.
 //!
@@ -65,16 +106,21 @@ pub mod deadlock;
 mod error;
 mod inspect;
 mod lock;
+#[cfg(feature = "lock_api")]
+mod lock_api;
 mod lock_options;
 mod memory;
 mod mutex;
 mod participant;
 mod segment;
 mod sys;
+pub mod thread;
 
 #[doc = include_str!("signals.md")]
 pub mod signals {}
 
+#[cfg(feature = "lock_api")]
+pub use self::lock_api::{RawGuard, RawMutex};
 pub use condvar::{Condvar, WaitTimeoutResult};
 pub use error::{Cancelled, Interrupted, LockError, NameError, Unusable};
 pub use inspect::{
@@ -88,3 +134,6 @@ pub use memory::error::SegmentError;
 pub use mutex::{DeadOwner, MappedMutexGuard, Mutex, MutexGuard};
 pub use participant::attach::AttachError;
 pub use segment::{Options, Participant, Segment};
+/// The crate whose derives make a type fit for a segment; see
+/// [above](crate#your-own-types).
+pub use zerocopy;

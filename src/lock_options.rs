@@ -5,7 +5,8 @@ use crate::lock::wait::{Detect, Limits};
 use crate::sys::clock::Deadline;
 use std::time::{Duration, Instant};
 
-/// What may end a wait before its turn comes; for [`Mutex::lock_with`].
+/// What may end a wait before its turn comes; for [`Mutex::lock_with`], and for
+/// [`park_with`](crate::thread::park_with).
 ///
 /// # Examples
 ///
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 ///
 /// [`Mutex::lock_with`]: crate::Mutex::lock_with
 #[derive(Clone, Copy, Debug, Default)]
-#[must_use = "options do nothing until `lock_with` is called with them"]
+#[must_use = "options do nothing until `lock_with` or `park_with` is called with them"]
 pub struct LockOptions<'t> {
     time: Option<Time>,
     token: Option<&'t CancelToken>,

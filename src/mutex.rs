@@ -455,7 +455,7 @@ impl<T: ?Sized> Mutex<T> {
         core::ptr::from_ref(&self.raw).addr()
     }
 
-    fn join(&self) -> Result<Current, AttachError> {
+    pub(crate) fn join(&self) -> Result<Current, AttachError> {
         current(self.address(), reclaim)
     }
 
@@ -784,6 +784,27 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
         // while this process lives, so nobody else has access meanwhile; the
         // value lives as long as the mutex, for 'a.
         unsafe { &mut *value }
+    }
+}
+
+#[cfg(feature = "lock_api")]
+impl<'a, T: ?Sized> MutexGuard<'a, T> {
+    /// What is left of the guard without its lifetime. As for [`MutexGuard::leak`], the
+    /// lock stays held past the end of the thread, until [`Self::resume`].
+    pub(crate) fn suspend(this: Self) -> Current {
+        let me = ManuallyDrop::new(this).me;
+        me.outlive_thread();
+        me
+    }
+
+    /// The guard again.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread holds `mutex`, has no guard of it, and got `me` from
+    /// [`Self::suspend`] when it acquired it.
+    pub(crate) unsafe fn resume(me: Current, mutex: &'a Mutex<T>) -> Self {
+        Self { me, mutex }
     }
 }
 

@@ -525,6 +525,7 @@ impl<T> Drop for Segment<T> {
 
 /// A thread in a segment: which row it has, and the how-manyth user of the row
 /// it is. It names one thread for good; the thread may be dead.
+/// [`Thread`](crate::thread::Thread) unparks it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Participant(pub(crate) Id);
 

@@ -4,19 +4,25 @@
 //! because the usual harness passes results through parts of the standard
 //! library that the sanitizer misunderstands.
 
-use heirlock::{Mutex, MutexGuard, Segment};
+use heirlock::thread::{Thread, current, park};
+use heirlock::{Mutex, MutexGuard, Participant, Segment};
+use std::cell::UnsafeCell;
 use std::thread;
 use std::time::Duration;
 
 const THREADS: u64 = 4;
 
 fn main() {
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
         ("a_static_mutex_loses_no_increment", a_static_mutex_loses_no_increment),
         ("a_mutex_in_a_segment_loses_no_increment", a_mutex_in_a_segment_loses_no_increment),
         (
             "every_kind_of_acquisition_excludes_every_other",
             every_kind_of_acquisition_excludes_every_other,
+        ),
+        (
+            "what_was_done_before_an_unpark_is_seen_after_the_park",
+            what_was_done_before_an_unpark_is_seen_after_the_park,
         ),
         (
             "threads_that_come_and_go_hand_on_what_they_forget",
@@ -110,4 +116,46 @@ fn threads_that_come_and_go_hand_on_what_they_forget() {
         assert!(MutexGuard::inherited(&guard).is_some());
         assert_eq!(*guard, (round + 1) * THREADS);
     }
+}
+
+/// Two threads have the value in turn: nothing but the tokens orders their accesses.
+#[allow(unsafe_code)]
+fn what_was_done_before_an_unpark_is_seen_after_the_park() {
+    struct InTurn(UnsafeCell<u64>);
+    // SAFETY: the thread that has been unparked has it, until it unparks the other.
+    unsafe impl Sync for InTurn {}
+    impl InTurn {
+        fn place(&self) -> *mut u64 {
+            self.0.get()
+        }
+    }
+
+    const ROUNDS: u64 = 10_000;
+    let players: Segment<[Mutex<u64>; 2]> = Segment::anonymous().expect("a memfd");
+    let value = InTurn(UnsafeCell::new(0));
+    let play = &|side: usize| {
+        let me = current(&players).expect("join").participant();
+        *players[side].lock() = me.to_bits();
+        let other = loop {
+            if let Some(other) = Participant::from_bits(*players[1 - side].lock()) {
+                break Thread::of(&players, other);
+            }
+            thread::yield_now();
+        };
+        for round in 0..ROUNDS {
+            if side == 1 || round > 0 {
+                park(&players);
+            }
+            // SAFETY: see above.
+            unsafe { *value.place() += 1 };
+            // The last one may find that the other has left.
+            assert!(other.unpark() || round + 1 == ROUNDS);
+        }
+    };
+    thread::scope(|scope| {
+        for thread in [0, 1].map(|side| scope.spawn(move || play(side))) {
+            thread.join().expect("no round fails");
+        }
+    });
+    assert_eq!(value.0.into_inner(), 2 * ROUNDS);
 }

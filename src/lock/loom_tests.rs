@@ -11,6 +11,7 @@
 
 use super::cancel::CancelToken;
 use super::condvar::{Outcome, RawCondvar};
+use super::park::{park, unpark};
 use super::raw::{Failed, RawMutex, reclaim};
 use super::wait::Limits;
 use super::word::{Editor, Stage as WaitStage};
@@ -223,6 +224,52 @@ fn try_lock(stage: &Stage, me: &Attachment) {
     stage.visit(me, LOCK.try_lock(me));
 }
 
+/// Parks, and looks at what those have done who unparked it.
+fn parked(stage: &Stage, me: &Attachment) {
+    park(me, Limits::default()).expect("no limits");
+    stage.value.with_mut(|_| ());
+}
+
+/// The same, and parks again for as long as it takes to find no token.
+fn parked_and_late(stage: &Stage, me: &Attachment) {
+    parked(stage, me);
+    match park(me, until(Some(Deadline::now()))) {
+        Ok(()) | Err(Failed::TimedOut) => {}
+        Err(failed) => panic!("{failed:?}"),
+    }
+    stage.value.with_mut(|_| ());
+}
+
+/// Parks until it has gone to sleep: the token may be too late, and is not lost.
+fn parked_for_a_while(stage: &Stage, me: &Attachment) {
+    match park(me, until(Deadline::after(Duration::from_millis(1)))) {
+        Ok(()) => stage.value.with_mut(|_| ()),
+        Err(Failed::TimedOut) => parked(stage, me),
+        Err(failed) => panic!("{failed:?}"),
+    }
+}
+
+/// Parks, unless cancelled.
+fn parked_or_cancelled(_: &Stage, me: &Attachment) {
+    let Some(ticket) = TOKEN.ticket() else { return };
+    match park(me, Limits { cancelled: Some(ticket), ..Limits::default() }) {
+        Ok(()) | Err(Failed::Cancelled) => {}
+        Err(failed) => panic!("{failed:?}"),
+    }
+}
+
+/// Unparks thread 1, having done what that is to see.
+fn unpark_it(stage: &Stage, me: &Attachment) {
+    stage.value.with_mut(|_| ());
+    unpark_only(stage, me);
+}
+
+/// Unparks thread 1.
+fn unpark_only(_: &Stage, me: &Attachment) {
+    let first = me.table().generation(1).expect("a row").load(Ordering::Relaxed);
+    unpark(me.table(), Id::new(1, first));
+}
+
 /// Waits until it is ready. Nobody is woken for nothing.
 fn await_ready(stage: &Stage, me: &Attachment) {
     let mut hasty = LOCK.lock(me, Limits::default()).expect("the lock");
@@ -358,6 +405,7 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
             row.prev.touch();
             row.next.touch();
             row.state.touch();
+            row.token.touch();
             row.stage.touch();
             row.condvar.touch();
             row.lock.touch();
@@ -698,6 +746,26 @@ fn a_killed_owner_and_a_killed_editor() {
         .holds("an owner and one who gives up are killed, one waits", 1400);
 }
 
+/// A token is never lost, and what was done before the unpark is seen.
+#[test]
+fn parking() {
+    Play::of(&[parked, unpark_it]).holds("one parks, one unparks", 15);
+    Play::of(&[parked_for_a_while, unpark_it]).holds("one parks for a while, one unparks", 36);
+    Play::of(&[parked_and_late, unpark_only, unpark_only]).holds("two unpark one", 700);
+    Play::of(&[parked_or_cancelled, cancel]).holds("a park is cancelled", 45);
+}
+
+/// Whoever is killed: the one who is parked, or one of two who unpark it, also
+/// between the token and the wake.
+#[test]
+fn parking_and_deaths() {
+    Play::of(&[parked, unpark_only]).kills(&[1]).holds("one parks and is killed, one unparks", 90);
+    Play::of(&[parked, unpark_only, unpark_only])
+        .kills(&[2])
+        .bound(2)
+        .holds("one of two who unpark is killed", 600);
+}
+
 #[test]
 fn waiting_for_a_condition() {
     Play::of(&[await_ready, notify_one]).bound(2).holds("wait and notify", 300);
@@ -759,6 +827,9 @@ fn loom_sees() {
         .owned()
         .broken(Fault::NoCancelWake)
         .fails("cancelling does not wake", "maximum number of branches");
+    Play::of(&[parked, unpark_it])
+        .broken(Fault::NoUnparkWake)
+        .fails("an unpark does not wake", lost);
     queue.kills(&[1]).broken(Fault::NoRelay).fails("a death is told to one watcher only", lost);
     let waits = Play::of(&[await_ready, notify_one]).bound(2);
     waits.broken(Fault::LateToQueue).fails("a wait queues after it released", lost);

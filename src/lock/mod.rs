@@ -27,6 +27,7 @@ pub(crate) mod condvar;
 pub(crate) mod cycle;
 #[cfg(all(test, loom))]
 mod loom_tests;
+pub(crate) mod park;
 pub(crate) mod queue;
 pub(crate) mod raw;
 mod spin;

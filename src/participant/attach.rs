@@ -538,6 +538,9 @@ pub(crate) fn attach(
     current.store(generation, Ordering::Release);
     table.counters(index).ok_or(Corrupted("a claimed row is out of range"))?.reset();
     let id = Id::new(index, generation);
+    // From here on who unparks the dead user finds another's token. Release: before
+    // the life word is alive, so whoever finds this one alive finds its token.
+    row.token.store(Row::without_token(id), Ordering::Release);
     table.write_identity(id, &identity);
     // The last user may have died in a wait; this one is in none. (Release, below.)
     row.asleep.store(0, Ordering::Relaxed);

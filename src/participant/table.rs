@@ -24,7 +24,7 @@ use zerocopy::FromBytes;
 /// | `condvar` | its thread | the condition variable that it waits for, named like `lock`; 0 none |
 /// | `asleep` | its thread | since when it sleeps in its present wait, in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet, or is in none |
 /// | `terms` | its thread | what may end its present wait, for who looks for deadlocks; see `lock::word` |
-/// | `token` | whoever unparks it, and its thread | futex; whether it may return from `park` |
+/// | `token` | whoever unparks its thread, and that | futex; which user of the row it is about, and whether that may return from `park`: see [`Row::without_token`] |
 #[derive(FromBytes, Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Row {
@@ -42,7 +42,18 @@ pub(crate) struct Row {
     reserved: u64,
 }
 
+/// The bit of a row's `token` that is set if its thread has one.
+pub(crate) const TOKEN: u32 = 1;
+
 impl Row {
+    /// What `token` is for the participant `id` without one: the low 31 bits of the
+    /// generation, lest an unpark that is meant for the dead reach the next user of
+    /// the row. (It has looked whether `id` is alive, so to be taken in it would have
+    /// to be late by 2^31 users.)
+    pub(crate) const fn without_token(id: Id) -> u32 {
+        (id.generation() as u32) << 1
+    }
+
     /// Whether its user is, or was when it died, inside an operation on a lock or a
     /// condition variable.
     pub(crate) fn is_busy(&self) -> bool {

@@ -84,6 +84,10 @@ pub(crate) enum Fault {
     AllVictims,
     /// A wait that ends by itself can be a part of a deadlock.
     TimedCounts,
+    /// Unparking does not wake.
+    NoUnparkWake,
+    /// Unparking gives the token to whoever has the row.
+    UnparkOfRow,
 }
 
 #[cfg(all(heirlock_faults, not(loom)))]
@@ -129,6 +133,8 @@ mod chosen {
         ("no_second_look", Fault::NoSecondLook),
         ("all_victims", Fault::AllVictims),
         ("timed_counts", Fault::TimedCounts),
+        ("no_unpark_wake", Fault::NoUnparkWake),
+        ("unpark_of_row", Fault::UnparkOfRow),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

@@ -59,8 +59,9 @@ pub(crate) fn wait(words: &[Expect], until: Deadline, interruptible: bool) -> Re
             done => return done,
         }
     }
-    let poll = Deadline::after(POLL).map_or(until, |poll| poll.min(until));
     let [(own, value), others @ ..] = words else { return Ok(Woken::Look) };
+    let poll = Deadline::after(POLL).filter(|_| !others.is_empty());
+    let poll = poll.map_or(until, |poll| poll.min(until));
     // Relaxed: a hint that saves a poll; the caller re-reads it properly.
     let changed = |(word, value): &Expect| word.load(Ordering::Relaxed) != *value;
     if others.iter().any(changed) && !active(Fault::NoPoll) {

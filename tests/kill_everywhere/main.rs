@@ -7,6 +7,8 @@
 //! a death leaves behind, whoever recovers from it is killed as well, wherever
 //! that makes a difference, or with `HEIRLOCK_LONG=1` at every instruction.
 //!
+//! Parking, where there is nothing to recover, has its own trials in `parking.rs`.
+//!
 //! An argument selects the operations whose names contain it; `--first` leaves
 //! the recoveries alone. Their kills can be divided among runs: with
 //! `HEIRLOCK_SHARD=1/10` one does every tenth, with `2/10` another one the next.
@@ -21,6 +23,8 @@ mod kit;
 mod actor;
 #[cfg(target_arch = "x86_64")]
 mod image;
+#[cfg(target_arch = "x86_64")]
+mod parking;
 #[cfg(target_arch = "x86_64")]
 mod run;
 #[cfg(target_arch = "x86_64")]
@@ -77,6 +81,8 @@ mod start {
         let signals = std::env::args().any(|arg| arg == "--signals");
         let run = Run::new(effort);
         let well = if signals { run.signals(filter) } else { run.all(filter) };
+        // Which has its kills and its signals in one.
+        let well = (signals || crate::parking::all(filter)) && well;
         std::process::exit(i32::from(!well));
     }
 

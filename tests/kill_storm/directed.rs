@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_waiter_that_polls_notices_the_owners_death", polled),
     ("a_row_is_reused_only_after_its_dead_user_left_the_queue", reused_waiter),
     ("the_next_user_of_a_dead_owners_row_does_not_own_its_lock", reused_owner),
+    ("an_unparked_thread_is_woken", unparked),
+    ("who_reuses_a_dead_threads_row_gets_no_token_of_its", unparked_too_late),
 ];
 
 fn inherited_from(dead: u32) -> impl Fn(&Got) -> bool {
@@ -236,4 +238,28 @@ fn reused_owner() {
     assert_ne!(scene.owner(0), Some(next.participant), "it owns what it never asked for");
     let got = next.lock(0);
     assert!(inherited_from(pid)(&got), "{got:?}");
+}
+
+fn unparked() {
+    let scene = Scene::new();
+    let (mut parked, mut other) = (scene.puppet(), scene.puppet());
+    parked.start("park");
+    until("a puppet sleeps", || {
+        let seen = heirlock::statistics(&scene.segment, parked.participant);
+        seen.is_some_and(|seen| seen.sleeps > 0) && is_asleep(parked.process.pid())
+    });
+    assert_eq!(other.tell(&format!("unpark {}", parked.participant.to_bits())), "true");
+    assert_eq!(parked.answer(), "unparked");
+}
+
+fn unparked_too_late() {
+    let scene = Scene::new();
+    let dead = scene.puppet();
+    let thread = dead.participant;
+    scene.kill(dead);
+    let mut next = scene.puppet();
+    assert_eq!(next.participant.row(), thread.row());
+    let unparked = heirlock::thread::Thread::of(&scene.segment, thread).unpark();
+    assert_eq!(next.tell("park-for 0"), "nothing", "a token that was meant for the dead");
+    assert!(!unparked, "the dead was unparked");
 }

@@ -3,6 +3,7 @@
 
 use super::sandbox::Refusal;
 use super::{Process, TempPath, in_new_pid_namespace, until};
+use heirlock::thread::{ParkError, Thread, park_with};
 use heirlock::{
     CancelToken, Condvar, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment,
 };
@@ -281,6 +282,16 @@ extern "C" fn cancel_at_signal(_: i32) {
     HANDLED.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Whom `unpark_at_signal` unparks.
+static PARKED: OnceLock<Thread<'static>> = OnceLock::new();
+
+extern "C" fn unpark_at_signal(_: i32) {
+    if let Some(parked) = PARKED.get() {
+        parked.unpark();
+    }
+    HANDLED.fetch_add(1, Ordering::Relaxed);
+}
+
 #[allow(unsafe_code)]
 extern "C" fn fork_at_signal(_: i32) {
     // SAFETY: as of `install`: the process has one thread, which is inside a
@@ -350,6 +361,8 @@ fn obey(
 ) -> String {
     let number = |at: usize| words[at].parse::<u64>().expect("a number");
     let index = |at: usize| number(at) as usize;
+    let thread =
+        |at: usize| Thread::of(segment, Participant::from_bits(number(at)).expect("a participant"));
     let mut keep = |at: usize, guard: Option<MutexGuard<'static, u64>>| {
         let answer = describe(guard.as_ref());
         guards[at] = guard;
@@ -394,6 +407,20 @@ fn obey(
         "cancel" => {
             segment.tokens[index(1)].canceller().cancel();
             "ok".into()
+        }
+        "park" => parked(segment, &LockOptions::new()),
+        "park-for" => {
+            let timeout = Duration::from_micros(number(1));
+            parked(segment, &LockOptions::new().timeout(timeout))
+        }
+        "park-cancellable" => {
+            parked(segment, &LockOptions::new().cancel(&segment.tokens[index(1)]))
+        }
+        "park-interruptible" => parked(segment, &LockOptions::new().interruptible(true)),
+        "unpark" => thread(1).unpark().to_string(),
+        "unpark-often" => {
+            let alive = (0..number(2)).filter(|_| thread(1).unpark()).count();
+            alive.to_string()
         }
         "unlock" => {
             drop(guards[index(1)].take().expect("it is held"));
@@ -465,7 +492,8 @@ fn obey(
             thread::spawn(run).join().expect("join")
         }
         // Signals from here on run a handler: "restart" with SA_RESTART, "fork"
-        // one that forks, "cancel TOKEN" one that cancels.
+        // one that forks, "cancel TOKEN" one that cancels, "unpark THREAD" one
+        // that unparks.
         "handle" => {
             let (handler, flags) = match words.get(1) {
                 Some(&"restart") => (count_signal as extern "C" fn(i32), SaFlags::SA_RESTART),
@@ -473,6 +501,10 @@ fn obey(
                 Some(&"cancel") => {
                     TOKEN.get_or_init(|| &segment.tokens[index(2)]);
                     (cancel_at_signal as _, SaFlags::SA_RESTART)
+                }
+                Some(&"unpark") => {
+                    PARKED.get_or_init(|| thread(2));
+                    (unpark_at_signal as _, SaFlags::SA_RESTART)
                 }
                 _ => (count_signal as _, SaFlags::empty()),
             };
@@ -488,9 +520,20 @@ fn obey(
 #[allow(unsafe_code)]
 fn install(signal: Signal, action: &SigAction) {
     // SAFETY: the handlers access atomics (an initialized `OnceLock` is one),
-    // cancel, which is async-signal-safe, and make system calls; `fork`'s
+    // cancel and unpark, which are async-signal-safe, and make system calls; `fork`'s
     // handlers are this crate's, which allow it (see the test).
     unsafe { sigaction(signal, action) }.expect("sigaction");
+}
+
+fn parked(segment: &Segment<Board>, options: &LockOptions) -> String {
+    let how = match park_with(segment, options) {
+        Ok(()) => "unparked",
+        Err(ParkError::TimedOut) => "nothing",
+        Err(ParkError::Cancelled) => "cancelled",
+        Err(ParkError::Interrupted) => "interrupted",
+        Err(error) => panic!("a puppet failed: {error}"),
+    };
+    how.into()
 }
 
 fn why(error: &LockError) -> String {

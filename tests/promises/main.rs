@@ -11,8 +11,11 @@ mod identity;
 mod injection;
 mod interruption;
 mod order;
+mod parking;
 mod patience;
 mod policy;
+#[cfg(feature = "lock_api")]
+mod raw;
 
 fn main() {
     kit::run(
@@ -24,12 +27,24 @@ fn main() {
             identity::TESTS,
             guard::TESTS,
             interruption::TESTS,
+            parking::TESTS,
+            #[cfg(feature = "lock_api")]
+            raw::TESTS,
             injection::TESTS,
             fallback::TESTS,
             deadlock::TESTS,
         ],
-        &[identity::ROLES, injection::ROLES, policy::ROLES, patience::ROLES, deadlock::ROLES]
-            .concat(),
+        &[
+            identity::ROLES,
+            injection::ROLES,
+            policy::ROLES,
+            patience::ROLES,
+            parking::ROLES,
+            deadlock::ROLES,
+            #[cfg(feature = "lock_api")]
+            raw::ROLES,
+        ]
+        .concat(),
         4 * kit::HANG,
     )
 }

@@ -25,7 +25,7 @@ pub(crate) enum Woken {
     Poll,
 }
 
-/// On how many words a thread sleeps at most.
+/// On how many words a thread sleeps at most; as in the real module.
 pub(crate) const MAX_WORDS: usize = 3;
 
 /// A word and the value with which its waiter sleeps.
