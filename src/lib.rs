@@ -96,7 +96,8 @@
 //!   use what it copied.
 //!
 //! The kernel facts behind this, each with the test that checks it, are in
-//! `kernel-notes.md`; the structure of the code is in `ARCHITECTURE.md`.
+//! `kernel-notes.md`; the structure of the code is in `ARCHITECTURE.md`. The [`guide`]
+//! has a chapter for each type, and for those who come from pthreads or parking_lot.
 
 #![cfg(target_os = "linux")]
 #![cfg_attr(loom, allow(dead_code, reason = "the models use a part of the crate"))]
@@ -118,6 +119,24 @@ pub mod thread;
 
 #[doc = include_str!("signals.md")]
 pub mod signals {}
+
+/// Chapters: how to use what is here, and how to come here from elsewhere.
+pub mod guide {
+    #[doc = include_str!("guide/mutex.md")]
+    pub mod mutex {}
+
+    #[doc = include_str!("guide/condvar.md")]
+    pub mod condvar {}
+
+    #[doc = include_str!("guide/segment.md")]
+    pub mod segment {}
+
+    #[doc = include_str!("guide/from_pthread.md")]
+    pub mod from_pthread {}
+
+    #[doc = include_str!("guide/from_parking_lot.md")]
+    pub mod from_parking_lot {}
+}
 
 #[cfg(feature = "lock_api")]
 pub use self::lock_api::{RawGuard, RawMutex};
