@@ -80,7 +80,8 @@
 //!
 //! # Features
 //!
-//! * `lock_api` (off by default): `RawMutex`, for `lock_api::Mutex` of version 0.5.
+//! * `lock_api` (off by default): `RawMutex` and `RawCondvar`, for `lock_api::Mutex` and
+//!   `Condvar` of version 0.5.
 //!
 //! # What it does not do
 //!
@@ -139,7 +140,7 @@ pub mod guide {
 }
 
 #[cfg(feature = "lock_api")]
-pub use self::lock_api::{RawGuard, RawMutex};
+pub use self::lock_api::{RawCondvar, RawGuard, RawMutex};
 pub use condvar::{Condvar, WaitTimeoutResult};
 pub use error::{Cancelled, Interrupted, LockError, NameError, Unusable};
 pub use inspect::{

@@ -1,11 +1,16 @@
-//! The mutex for [`lock_api`], whose types wrap a lock without data.
+//! The mutex and the condition variable for [`lock_api`], whose types wrap a lock
+//! without data.
 #![allow(unsafe_code)]
 
+use crate::condvar::Condvar;
+use crate::lock::condvar::Outcome;
+use crate::lock::wait::Limits;
 use crate::mutex::{DeadOwner, Mutex, MutexGuard};
 use crate::participant::current::Current;
+use crate::sys::clock::Deadline;
 use core::fmt;
-use core::mem::ManuallyDrop;
-use lock_api::{RawMutexFair, RawMutexTimed};
+use core::mem::{self, ManuallyDrop};
+use lock_api::{RawCondvarTimed, RawMutexFair, RawMutexTimed};
 use std::time::{Duration, Instant};
 use zerocopy::FromBytes;
 
@@ -187,6 +192,97 @@ unsafe impl RawMutexTimed for RawMutex {
 
     fn try_lock_until(&self, deadline: Instant) -> Option<RawGuard> {
         self.0.try_lock_until(deadline).map(RawGuard::new)
+    }
+}
+
+/// A condition variable for [`RawMutex`]: `lock_api::Condvar<heirlock::RawCondvar>` is
+/// one in everything that is written for that library.
+///
+/// It is a [`Condvar`], 16 bytes, and keeps its promises. There are no spurious
+/// wake-ups, so `notify_one` and `notify_all` say exactly how many were notified. (The
+/// one exception takes the death of two threads, which threads of one process do
+/// not die.)
+///
+/// # Panics
+///
+/// As [`Condvar::wait`], without having waited. If the mutex cannot be acquired again
+/// the process aborts.
+///
+/// # Examples
+///
+/// ```
+/// use heirlock::{RawCondvar, RawMutex};
+/// use lock_api::{Condvar, Mutex};
+/// static READY: Mutex<RawMutex, bool> = Mutex::new(false);
+/// static CHANGED: Condvar<RawCondvar> = Condvar::new();
+///
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| {
+///         *READY.lock() = true;
+///         CHANGED.notify_one();
+///     });
+///     CHANGED.wait_while(&mut READY.lock(), |ready| !*ready);
+/// });
+/// ```
+#[derive(FromBytes, Debug)]
+#[repr(transparent)]
+pub struct RawCondvar(Condvar);
+
+impl RawCondvar {
+    /// # Safety
+    ///
+    /// As [`lock_api::RawCondvar::wait`].
+    unsafe fn wait(&self, mutex: &RawMutex, guard: &mut RawGuard, limits: Limits) -> Outcome {
+        /// A guard without its lock must not be unwound to.
+        struct Abort;
+        impl Drop for Abort {
+            fn drop(&mut self) {
+                std::process::abort();
+            }
+        }
+        // SAFETY: by contract the guard is that of the present acquisition.
+        let mut held = ManuallyDrop::new(unsafe { MutexGuard::resume(guard.0, &mutex.0) });
+        let abort = Abort;
+        let waited = MutexGuard::wait_for_news(&mut held, self.0.raw(), limits);
+        mem::forget(abort);
+        *guard = RawGuard::new(ManuallyDrop::into_inner(held));
+        waited.unwrap_or_else(|unusable| panic!("heirlock: {unusable}"))
+    }
+}
+
+// SAFETY: `Condvar` releases the mutex when the thread is in the queue, and has it again
+// when it returns; a wait that is refused has not released it.
+unsafe impl lock_api::RawCondvar for RawCondvar {
+    #[allow(clippy::declare_interior_mutable_const, reason = "by the trait")]
+    const INIT: Self = Self(Condvar::new());
+
+    type RawMutex = RawMutex;
+
+    unsafe fn wait(&self, mutex: &RawMutex, guard: &mut RawGuard) {
+        // SAFETY: by contract.
+        unsafe { Self::wait(self, mutex, guard, Limits::default()) };
+    }
+
+    fn notify_one(&self) -> bool {
+        self.0.notify_one()
+    }
+
+    fn notify_all(&self) -> usize {
+        self.0.notify_all()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl RawCondvarTimed for RawCondvar {
+    fn checked_duration_to_instant(timeout: &Duration) -> Option<Instant> {
+        Instant::now().checked_add(*timeout)
+    }
+
+    unsafe fn wait_until(&self, mutex: &RawMutex, guard: &mut RawGuard, until: &Instant) -> bool {
+        let deadline = Deadline::after(until.saturating_duration_since(Instant::now()));
+        let limits = Limits { deadline, ..Limits::default() };
+        // SAFETY: by contract.
+        unsafe { Self::wait(self, mutex, guard, limits) == Outcome::TimedOut }
     }
 }
 
