@@ -114,6 +114,16 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until the process sleeps in the system call of this number.
+pub(crate) fn until_in_syscall(pid: Pid, number: i64) {
+    let path = format!("/proc/{pid}/syscall");
+    let number = number.to_string();
+    until("a process sleeps in a certain system call", || {
+        let syscall = std::fs::read_to_string(&path).unwrap_or_default();
+        syscall.split(' ').next() == Some(&number)
+    });
+}
+
 /// The message of the panic that `body` ends in.
 #[track_caller]
 pub(crate) fn panic_of<R>(body: impl FnOnce() -> R) -> String {
@@ -316,6 +326,18 @@ impl Forked {
     #[track_caller]
     pub(crate) fn succeed(mut self) {
         assert_eq!(self.wait(), WaitStatus::Exited(self.pid, 0));
+    }
+
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let still_there = self.status.is_none() && {
+            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG)).expect("look at a child");
+            if status != WaitStatus::StillAlive {
+                self.status = Some(status);
+            }
+            status == WaitStatus::StillAlive
+        };
+        !still_there
     }
 
     /// SIGKILL, and waits until the child is gone.

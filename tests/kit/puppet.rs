@@ -445,6 +445,7 @@ fn obey(
             });
             thread.join().expect("join").to_string()
         }
+        "inherited" => describe(guards[index(1)].as_ref()),
         "policy" => format!("{:?}", segment.locks[index(1)].policy()),
         "get" => guards[index(1)].as_ref().expect("it is held").to_string(),
         "set" => {

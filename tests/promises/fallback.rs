@@ -2,7 +2,7 @@
 
 use crate::kit::sandbox::Refusal;
 use crate::kit::{Stage, Test};
-use crate::{death, interruption, order};
+use crate::{condvar, condvar_death, death, interruption, order};
 
 pub(crate) const TESTS: &[Test] = &[
     ("order_is_kept_without_futex_waitv_eperm", || play(order::CORE, WAITV)),
@@ -22,6 +22,26 @@ pub(crate) const TESTS: &[Test] = &[
     ("waits_are_interrupted_without_futex_waitv", || play(interruption::CORE, WAITV)),
     ("waits_are_interrupted_in_differently_sandboxed_processes", || {
         play(interruption::CORE, MIXED);
+    }),
+    ("waiters_are_notified_in_order_without_futex_waitv_eperm", || play(condvar::CORE, WAITV)),
+    ("notifications_of_the_dead_pass_on_without_futex_waitv_eperm", || {
+        play(condvar_death::CORE, WAITV)
+    }),
+    ("waiters_are_notified_in_order_without_get_robust_list", || play(condvar::CORE, ROBUST_LIST)),
+    ("notifications_of_the_dead_pass_on_without_get_robust_list", || {
+        play(condvar_death::CORE, ROBUST_LIST)
+    }),
+    ("waiters_are_notified_in_order_where_some_are_refused_membarrier", || {
+        play(condvar::CORE, UNFENCED)
+    }),
+    ("notifications_of_the_dead_pass_on_where_some_are_refused_membarrier", || {
+        play(condvar_death::CORE, UNFENCED)
+    }),
+    ("waiters_are_notified_in_order_among_differently_sandboxed_processes", || {
+        play(condvar::CORE, MIXED)
+    }),
+    ("notifications_of_the_dead_pass_on_among_differently_sandboxed_processes", || {
+        play(condvar_death::CORE, MIXED)
     }),
 ];
 

@@ -4,6 +4,8 @@
 mod kit;
 
 mod deadlock;
+mod condvar;
+mod condvar_death;
 mod death;
 mod fallback;
 mod guard;
@@ -16,6 +18,7 @@ mod patience;
 mod policy;
 #[cfg(feature = "lock_api")]
 mod raw;
+mod pthread_condvar;
 
 fn main() {
     kit::run(
@@ -30,6 +33,9 @@ fn main() {
             parking::TESTS,
             #[cfg(feature = "lock_api")]
             raw::TESTS,
+            condvar::TESTS,
+            condvar_death::TESTS,
+            pthread_condvar::TESTS,
             injection::TESTS,
             fallback::TESTS,
             deadlock::TESTS,
@@ -43,6 +49,8 @@ fn main() {
             deadlock::ROLES,
             #[cfg(feature = "lock_api")]
             raw::ROLES,
+            condvar::ROLES,
+            pthread_condvar::ROLES,
         ]
         .concat(),
         4 * kit::HANG,

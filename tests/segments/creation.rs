@@ -1,9 +1,7 @@
 //! A creator that is stopped or killed, at any point.
 
-use crate::kit::{Process, Role, TempPath, Test, until};
-use crate::support::{
-    Actor, Counter, OnDisk, Surgery, line, metadata, text, until_in_syscall, works,
-};
+use crate::kit::{Process, Role, TempPath, Test, until, until_in_syscall};
+use crate::support::{Actor, Counter, OnDisk, Surgery, line, metadata, text, works};
 use heirlock::{Segment, SegmentError};
 use nix::libc::SYS_fcntl;
 use nix::sys::ptrace;
@@ -277,7 +275,7 @@ fn stopped_creator(path: &TempPath) -> (Actor, Actor) {
     first.expect("in init");
     first.process.stop();
     let second = Actor::spawn("creator", &[text(path)]);
-    until_in_syscall(&second.process, SYS_fcntl);
+    until_in_syscall(second.process.pid(), SYS_fcntl);
     let error = Segment::<Counter>::open(path).expect_err("it is not finished");
     assert!(matches!(error, SegmentError::Unfinished), "{error}");
     (first, second)

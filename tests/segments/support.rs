@@ -1,7 +1,7 @@
 //! Actors (processes with a script of lines), files as bytes, and where things
 //! are in a segment.
 
-use crate::kit::{HANG, Process, until};
+use crate::kit::{HANG, Process};
 use heirlock::{Mutex, Segment, SegmentError, Snapshot};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -97,16 +97,6 @@ pub(crate) fn play(role: &str, args: &[&str]) -> bool {
     }
     assert!(status.success(), "{role} {args:?} ended with {status}");
     true
-}
-
-/// Waits until the process sleeps in the system call of this number.
-pub(crate) fn until_in_syscall(process: &Process, number: i64) {
-    let path = format!("/proc/{}/syscall", process.pid());
-    let number = number.to_string();
-    until("a process sleeps in a certain system call", || {
-        let syscall = fs::read_to_string(&path).unwrap_or_default();
-        syscall.split(' ').next() == Some(&number)
-    });
 }
 
 /// Everything about a file that must not change when it is refused.

@@ -1,7 +1,7 @@
 //! Taking the name away.
 
-use crate::kit::{Got, Puppet, Role, TempPath, Test, board, skip, until};
-use crate::support::{Actor, Counter, line, metadata, text, until_in_syscall, works};
+use crate::kit::{Got, Puppet, Role, TempPath, Test, board, skip, until, until_in_syscall};
+use crate::support::{Actor, Counter, line, metadata, text, works};
 use heirlock::{Segment, SegmentError};
 use nix::libc::SYS_fcntl;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -103,7 +103,7 @@ fn waited() {
         let created: Segment<Counter> = Segment::options()
             .init(|_| {
                 newcomer.say(text(&path));
-                until_in_syscall(&newcomer.process, SYS_fcntl);
+                until_in_syscall(newcomer.process.pid(), SYS_fcntl);
                 unlinked = fs::metadata(&path).expect("stat").ino();
                 Segment::unlink(&path).expect("unlink");
             })
