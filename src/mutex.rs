@@ -477,6 +477,15 @@ fn fail(failed: Failed) -> ! {
     panic!("heirlock: {}", LockError::from(failed))
 }
 
+/// The lock of a guard could not be acquired again, because of corruption mostly. It may
+/// be this thread's all the same: then the guard, which stays, goes on to release it,
+/// and the end of an acquisition is counted for which there has to be a beginning.
+#[cold]
+fn lost(me: &Current, failed: Failed) -> ! {
+    me.count_acquired();
+    fail(failed)
+}
+
 impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Mutex");
@@ -695,7 +704,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
                 let limits = Limits { detect: Detect::Never, ..Limits::default() };
                 match self.0.mutex.raw.lock(&self.0.me, limits) {
                     Ok(hasty) => self.0.me = self.0.me.marked(hasty),
-                    Err(failed) => fail(failed),
+                    Err(failed) => lost(&self.0.me, failed),
                 }
             }
         }
@@ -728,7 +737,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
                 this.me = this.me.marked(hasty);
                 Ok(outcome)
             }
-            Err(Refused::Lost(failed)) => fail(failed),
+            Err(Refused::Lost(failed)) => lost(&this.me, failed),
             Err(refused) => {
                 this.me = this.me.marked(mark);
                 Err(match refused {
