@@ -32,9 +32,9 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// What holds in every sandbox as well.
 pub(crate) const CORE: &[fn(&Stage)] = &[
-    |stage| killed_waiters(stage, &KILLED[..5]),
+    |stage| killed_waiters(stage, &KILLED[..3]),
     notified,
-    |stage| many_notified(stage, &NOTIFIED[..2]),
+    |stage| many_notified(stage, &NOTIFIED[..1]),
     stopped,
     had_it,
     all,

@@ -4,9 +4,9 @@
 #![allow(unsafe_code)]
 
 use crate::kit::{Board, HANG, Role, TempPath, Test};
-use crate::snapshot::lively_image;
+use crate::snapshot::{lively_image, waiting_image};
 use crate::support::{Actor, Counter, Surgery, claim_row, life_word, text};
-use heirlock::{AttachError, Segment, Snapshot};
+use heirlock::{AttachError, Condvar, LockError, LockOptions, Segment, Snapshot};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::any::Any;
@@ -44,8 +44,9 @@ fn images() -> u64 {
 }
 
 fn garbled() {
-    let image = TempPath::new();
-    lively_image(&image);
+    let images_of = [TempPath::new(), TempPath::new()];
+    lively_image(&images_of[0]);
+    waiting_image(&images_of[1]);
     let first = std::env::var("HEIRLOCK_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let images = images();
     let victims: Vec<(u64, u64)> = match first {
@@ -61,7 +62,8 @@ fn garbled() {
             scope.spawn(|| {
                 let mut tallies = Vec::new();
                 while let Some((seed, count)) = next() {
-                    tallies.push(run_victim(&image, seed, count));
+                    let image = &images_of[(seed / SHARE % 2) as usize];
+                    tallies.push(run_victim(image, seed, count));
                 }
                 tallies
             })
@@ -174,6 +176,7 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
         let flags = if random.u8(0..4) == 0 { u64::from(random.u8(..)) & 0xf } else { 0 };
         generation << 20 | flags << 16 | u64::from(index(random) & 0xffff)
     };
+    let condvars = snapshot.value_offset + std::mem::offset_of!(Board, condvars) as u64;
     let density = *random.choice(&[0, 1, 2, 4, 8]).expect("not empty");
     // Cycles and chains of rows, all of them dead or alike.
     let chained = random.u8(0..8) == 0;
@@ -181,9 +184,10 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
         random.bool().then(|| *random.choice(&[0, 0xc000_0000, 0x8000_0001]).expect("not empty"));
     for row in 1..=rows {
         let at = 4096 + 64 * u64::from(row);
-        let lock = match random.u8(0..4) {
+        let lock = match random.u8(0..8) {
             0 => random.u64(..),
-            1 => snapshot.value_offset + random.u64(0..snapshot.value_size + 16),
+            1 => condvars + 16 * random.u64(0..4),
+            2 | 3 => snapshot.value_offset + random.u64(0..snapshot.value_size + 16),
             _ => snapshot.value_offset + 24 * random.u64(0..8),
         };
         if random.u8(0..8) < density {
@@ -209,11 +213,23 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
             put(at + 20, &state.to_ne_bytes());
         }
         // What a wait says of itself to who looks for deadlocks.
-        for (field, len) in [(40, 8), (48, 4), (28, 4), (32, 8)] {
+        for (field, len) in [(40, 8), (48, 4)] {
             if random.u8(0..8) < density {
                 let value = if random.bool() { random.u64(0..4) } else { random.u64(..) };
                 put(at + field, &value.to_ne_bytes()[..len]);
             }
+        }
+        if random.u8(0..8) < density {
+            let stage = if random.u8(0..4) == 0 { random.u32(..) } else { random.u32(0..4) };
+            put(at + 28, &stage.to_ne_bytes());
+        }
+        if random.u8(0..8) < density {
+            let condvar = match random.u8(0..4) {
+                0 => lock,
+                1 => condvars + random.u64(0..64),
+                _ => condvars + 16 * random.u64(0..4),
+            };
+            put(at + 32, &condvar.to_ne_bytes());
         }
         if let Some(life) = common_life {
             put(life_word(snapshot, row), &life.to_ne_bytes());
@@ -227,10 +243,12 @@ fn garble(image: &[u8], snapshot: &Snapshot, seed: u64) -> Vec<u8> {
             put(life_word(snapshot, row), &life.to_ne_bytes());
         }
     }
-    for lock in 0..8 {
-        let at = snapshot.value_offset + 24 * lock;
+    let locks = (0..8).map(|lock| snapshot.value_offset + 24 * lock);
+    for at in locks.chain((0..4).map(|condvar| condvars + 16 * condvar)) {
         if random.u8(0..8) < density {
-            put(at, &id(&mut random).to_ne_bytes());
+            let everybody = at >= condvars && random.bool();
+            let owner = if everybody { u64::MAX } else { id(&mut random) };
+            put(at, &owner.to_ne_bytes());
         }
         if random.u8(0..8) < density {
             put(at + 8, &(index(&mut random) as u16).to_ne_bytes());
@@ -304,6 +322,11 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
         // second witness has been asked of one after the other.
         drop(segment.locks[0].lock());
     }
+    if seed.is_multiple_of(3) {
+        for (condvar, lock) in segment.condvars.iter().zip(&segment.locks) {
+            use_condvar(condvar, lock);
+        }
+    }
     for lock in &segment.locks {
         use_lock(&segment, lock);
     }
@@ -375,6 +398,25 @@ fn use_lock(segment: &Segment<Board>, lock: &Counter) {
         let mut guard = lock.lock();
         heirlock::MutexGuard::bump(&mut guard);
     }
+}
+
+fn use_condvar(condvar: &Condvar, lock: &Counter) {
+    let start = Instant::now();
+    heirlock::waiters(condvar);
+    condvar.notify_one();
+    if let Some(mut guard) = lock.try_lock_for(Duration::from_millis(5)) {
+        let options = LockOptions::new().timeout(Duration::from_millis(2));
+        // Notified, too, by whoever takes it for a waiter that is to be.
+        match condvar.wait_with(&mut guard, &options) {
+            Ok(()) | Err(LockError::TimedOut) => *guard = 2,
+            Err(LockError::Unusable(unusable)) => assert!(!unusable.to_string().is_empty()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let notified = condvar.notify_all();
+    assert!(notified <= 7, "there are no more rows than that");
+    heirlock::waiters(condvar);
+    assert!(start.elapsed() < HANG);
 }
 
 /// Two rows whose threads are dead, each in front of the other in the queue of

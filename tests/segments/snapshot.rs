@@ -167,6 +167,26 @@ pub(crate) fn lively_image(path: &Path) -> Vec<u8> {
     fs::read(path).expect("read")
 }
 
+/// The image of a segment in which some wait for condition variables, some of them
+/// dead, and others have been notified, and wait for the lock.
+pub(crate) fn waiting_image(path: &Path) -> Vec<u8> {
+    let segment: Segment<Board> = Segment::options().capacity(7).create(path).expect("create");
+    let mut puppets: Vec<Puppet> = (0..6).map(|_| Puppet::spawn(path)).collect();
+    for puppet in &mut puppets[..5] {
+        assert_eq!(puppet.lock(0), Got::Lock);
+        puppet.wait(&segment, 0, 0, "");
+    }
+    assert_eq!(puppets[5].lock(0), Got::Lock);
+    assert!(puppets[5].notify_one(0) && puppets[5].notify_one(0));
+    // One that was notified, and one behind whom somebody still waits. Nobody else runs
+    // who could clear up.
+    puppets.iter().for_each(|puppet| puppet.process.stop());
+    for at in [3, 1] {
+        puppets.remove(at).kill();
+    }
+    fs::read(path).expect("read")
+}
+
 fn garbage() {
     let path = TempPath::new();
     let image = lively_image(&path);
