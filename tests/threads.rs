@@ -10,10 +10,13 @@ use std::cell::UnsafeCell;
 use std::thread;
 use std::time::Duration;
 
+#[path = "threads/condvar.rs"]
+mod condvar;
+
 const THREADS: u64 = 4;
 
 fn main() {
-    let tests: [(&str, fn()); 5] = [
+    let tests: &[(&str, fn())] = &[
         ("a_static_mutex_loses_no_increment", a_static_mutex_loses_no_increment),
         ("a_mutex_in_a_segment_loses_no_increment", a_mutex_in_a_segment_loses_no_increment),
         (
@@ -31,7 +34,8 @@ fn main() {
     ];
     let sanitizer = std::env::var_os("HEIRLOCK_THREAD_SANITIZER").is_some();
     let mut passed = 0;
-    for (name, test) in tests {
+    let tests = || tests.iter().chain(condvar::TESTS);
+    for (name, test) in tests() {
         if sanitizer && name.contains("forget") {
             // An heir is ordered behind the dead by the kernel's mark in the
             // life word, an access that the sanitizer does not see.
@@ -42,7 +46,7 @@ fn main() {
         println!("test {name} ... ok");
         passed += 1;
     }
-    println!("{passed} passed, 0 failed, {} skipped", tests.len() - passed);
+    println!("{passed} passed, 0 failed, {} skipped", tests().count() - passed);
 }
 
 /// Each thread runs `turn` as often as said.

@@ -3,9 +3,9 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
-mod deadlock;
 mod condvar;
 mod condvar_death;
+mod deadlock;
 mod death;
 mod fallback;
 mod guard;
@@ -16,9 +16,9 @@ mod order;
 mod parking;
 mod patience;
 mod policy;
+mod pthread_condvar;
 #[cfg(feature = "lock_api")]
 mod raw;
-mod pthread_condvar;
 
 fn main() {
     kit::run(
