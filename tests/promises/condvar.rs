@@ -228,8 +228,8 @@ fn stampede() {
          {all} sleeps, {most} of one at the most"
     );
     assert!(wakes_to_notify <= 1, "{wakes_to_notify}");
-    // One who comes into the window of those that are served soon may be roused.
-    assert!((WAITERS as u64..=2 * WAITERS as u64 + 10).contains(&wakes), "{wakes}");
+    // Whoever looked around meanwhile may wake those whose turn comes soon.
+    assert!(wakes >= WAITERS as u64 && wakes <= 1 + WAITERS as u64 + 8 * all, "{wakes}");
     assert!(*most <= 1 + heartbeats, "{sleeps:?}");
     assert!(!segment.locks[0].is_locked());
 }
