@@ -95,6 +95,21 @@ fn serve<'a>(stage: &Stage, puppets: impl IntoIterator<Item = &'a mut Puppet>) {
     }
 }
 
+/// Each of `puppets` has lock 0 when its wait has ended so, in whichever order they
+/// woke up.
+fn in_any_order(stage: &Stage, mut puppets: Vec<&mut Puppet>, expected: &Got) {
+    while !puppets.is_empty() {
+        let mut at = None;
+        until("one of them has it", || {
+            at = puppets.iter().position(|puppet| stage.owner(0) == Some(puppet.participant));
+            at.is_some()
+        });
+        let puppet = puppets.remove(at.expect("it has it"));
+        assert_eq!(puppet.got(), *expected);
+        puppet.unlock(0);
+    }
+}
+
 fn fifo(stage: &Stage) {
     let mut notifier = stage.puppet();
     // One by one, without and with the lock held.
@@ -325,10 +340,7 @@ fn timed_out(stage: &Stage) {
     wait(stage, &mut puppets[0], "");
     wait(stage, &mut timed[1], "for 300000");
     wait(stage, &mut puppets[1], "");
-    for timed in &mut timed {
-        assert_eq!(timed.got(), Got::Nothing);
-        timed.unlock(0);
-    }
+    in_any_order(stage, timed.iter_mut().collect(), &Got::Nothing);
     assert_eq!(waiters(stage), who(&puppets));
     assert_eq!(other.notify_all(0), 2);
     serve(stage, &mut puppets);
@@ -469,17 +481,8 @@ fn cancelled(stage: &Stage) {
     }
     assert_eq!(waiters(stage), who(&puppets[1..3]));
     other.unlock(0);
-    // In whichever order they woke up.
-    for _ in 0..2 {
-        let of = |at: usize| stage.owner(0) == Some(puppets[at].participant);
-        let mut at = 0;
-        until("one of them has it", || {
-            at = 3 - at;
-            of(at)
-        });
-        assert_eq!(puppets[at].got(), Got::Cancelled);
-        puppets[at].unlock(0);
-    }
+    let (first, rest) = puppets.split_at_mut(3);
+    in_any_order(stage, vec![&mut first[0], &mut rest[0]], &Got::Cancelled);
     stage.segment.tokens[1].canceller().cancel();
     assert_eq!(puppets[1].got(), Got::Cancelled);
     puppets[1].unlock(0);

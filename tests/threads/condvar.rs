@@ -1,9 +1,9 @@
 //! The condition variable between threads of one process: the tests of `parking_lot`'s
 //! and of the standard library's condition variables, under the names they have there.
+//! Every thread is joined, as `hammer` says why.
 
 use heirlock::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -236,7 +236,7 @@ fn wait_while_for_rechecks_condition_after_timeout() {
 fn two_mutexes() {
     let (first, second, condvar) = (Mutex::new(()), Mutex::new(()), Condvar::new());
     thread::scope(|scope| {
-        scope.spawn(|| condvar.wait(&mut first.lock()));
+        let waiter = scope.spawn(|| condvar.wait(&mut first.lock()));
         while heirlock::waiters(&condvar).is_none_or(|waiters| waiters.is_empty()) {
             thread::yield_now();
         }
@@ -249,8 +249,8 @@ fn two_mutexes() {
         });
         let error = other.join().expect("join");
         assert!(error.contains("with another mutex"), "{error}");
-        let _first = first.lock();
         assert!(condvar.notify_one());
+        waiter.join().expect("join");
     });
 }
 
@@ -261,12 +261,13 @@ fn two_mutexes_disjoint() {
         assert!(condvar.wait_for(&mut mutex.lock(), soon).timed_out());
         let mut guard = mutex.lock();
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let notifier = scope.spawn(|| {
                 let _guard = mutex.lock();
                 assert!(condvar.notify_one());
             });
             condvar.wait(&mut guard);
             drop(guard);
+            notifier.join().expect("join");
         });
     }
 }
@@ -278,7 +279,7 @@ fn debug_condvar() {
 fn condvar_requeue() {
     let pair = (Mutex::new(()), Condvar::new());
     thread::scope(|scope| {
-        scope.spawn(|| pair.1.wait(&mut pair.0.lock()));
+        let waiter = scope.spawn(|| pair.1.wait(&mut pair.0.lock()));
         let mut guard = pair.0.lock();
         while !pair.1.notify_one() {
             MutexGuard::bump(&mut guard);
@@ -287,6 +288,7 @@ fn condvar_requeue() {
         // It has been moved to the mutex's queue.
         assert_eq!(heirlock::queue(&pair.0).map(|queue| queue.len()), Some(1));
         drop(guard);
+        waiter.join().expect("join");
     });
 }
 
@@ -323,19 +325,20 @@ fn wait_timeout_while_instant_satisfy() {
 }
 
 fn wait_timeout_while_wake() {
-    let pair = Arc::new((Mutex::new(false), Condvar::new()));
-    let other = pair.clone();
+    let pair = (Mutex::new(false), Condvar::new());
     let mut guard = pair.0.lock();
-    let thread = thread::spawn(move || {
-        let mut started = other.0.lock();
-        thread::sleep(Duration::from_millis(1));
-        *started = true;
-        other.1.notify_one()
+    thread::scope(|scope| {
+        let notifier = scope.spawn(|| {
+            let mut started = pair.0.lock();
+            thread::sleep(Duration::from_millis(1));
+            *started = true;
+            pair.1.notify_one()
+        });
+        let result = pair.1.wait_while_for(&mut guard, |started| !*started, LONG);
+        assert!(!result.timed_out() && *guard);
+        drop(guard);
+        assert!(notifier.join().expect("join"));
     });
-    let result = pair.1.wait_while_for(&mut guard, |started| !*started, LONG);
-    assert!(!result.timed_out() && *guard);
-    drop(guard);
-    assert!(thread.join().expect("join"));
 }
 
 fn wait_timeout_wake() {
