@@ -17,6 +17,7 @@ mod parking;
 mod patience;
 mod policy;
 mod pthread_condvar;
+mod pthread_mutex;
 #[cfg(feature = "lock_api")]
 mod raw;
 
@@ -36,6 +37,7 @@ fn main() {
             condvar::TESTS,
             condvar_death::TESTS,
             pthread_condvar::TESTS,
+            pthread_mutex::TESTS,
             injection::TESTS,
             fallback::TESTS,
             deadlock::TESTS,
@@ -51,6 +53,7 @@ fn main() {
             raw::ROLES,
             condvar::ROLES,
             pthread_condvar::ROLES,
+            pthread_mutex::ROLES,
         ]
         .concat(),
         4 * kit::HANG,
