@@ -7,7 +7,7 @@ use crate::identity::play;
 use crate::kit::{
     Process, Role, TempPath, Test, fork, in_new_pid_namespace, until, until_in_syscall,
 };
-use heirlock::{Mutex, MutexGuard, Segment};
+use heirlock::{Condvar, Mutex, MutexGuard, Segment};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
         play("robust-barging")
     }),
     ("a_robust_mutex_takes_equal_tids_for_one_owner_and_ours_does_not", equal_tids),
+    ("locks_are_as_large_as_they_are_said_to_be", sizes),
 ];
 
 pub(crate) const ROLES: &[Role] = &[
@@ -90,6 +91,14 @@ fn words<const N: usize, T>(lock: &T) -> [u64; N] {
     // SAFETY: as many bytes, aligned (a lock has words), of a lock that no other thread
     // touches meanwhile, and any bytes are numbers.
     unsafe { core::ptr::from_ref(lock).cast::<[u64; N]>().read_volatile() }
+}
+
+fn sizes() {
+    assert_eq!((size_of::<Mutex<()>>(), size_of::<Condvar>()), (16, 16));
+    assert_eq!((size_of::<parking_lot::Mutex<()>>(), size_of::<parking_lot::Condvar>()), (1, 8));
+    assert_eq!((size_of::<std::sync::Mutex<()>>(), size_of::<std::sync::Condvar>()), (8, 4));
+    assert_eq!(size_of::<libc::pthread_mutex_t>(), 40);
+    assert_eq!(size_of::<libc::pthread_cond_t>(), 48);
 }
 
 fn silent_heir() {
