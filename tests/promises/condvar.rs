@@ -244,7 +244,7 @@ fn stampede() {
     );
     assert!(wakes_to_notify <= 1, "{wakes_to_notify}");
     // Whoever looked around meanwhile may wake those whose turn comes soon.
-    assert!(wakes >= WAITERS as u64 && wakes <= 1 + WAITERS as u64 + 8 * all, "{wakes}");
+    assert!((50..=101 + 8 * all).contains(&wakes), "{wakes}");
     assert!(*most <= 1 + heartbeats, "{sleeps:?}");
     assert!(!segment.locks[0].is_locked());
 }
