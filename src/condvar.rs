@@ -33,9 +33,11 @@ use zerocopy::FromBytes;
 ///   killed after it was notified, and before it had the mutex, leaves its
 ///   notification to the next. A notifier that is killed has notified or has not; what it began
 ///   is finished by others.
-/// * **No spurious wake-ups**, with one exception: if a notified waiter *and* the
+/// * **No spurious wake-ups**, with two exceptions. If a notified waiter *and* the
 ///   thread that passes its notification on are killed, two others may be woken by it.
-///   Whoever waits with [`Condvar::wait_while`] need not care.
+///   And if several have been notified one by one, nobody else waits, and one of them
+///   that is not the last is killed, somebody who begins to wait later may be woken in
+///   its stead. Whoever waits with [`Condvar::wait_while`] need not care.
 /// * **The mutex's promises.** A wait that returns holds the lock, and
 ///   [`MutexGuard::inherited`] tells if the owner before it died.
 ///

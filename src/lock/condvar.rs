@@ -29,7 +29,9 @@
 //! | a waiter that has the mutex | the mutex is inherited |
 //!
 //! If both a notified waiter and who passes its notification on are killed, two
-//! waiters may get it: the one case in which a waiter is woken that nobody notified.
+//! waiters may get it. If a notified waiter is killed when nobody waits, and it was not the
+//! last to be notified, who waits later may get it. In no other case is a waiter woken
+//! that nobody notified.
 #![allow(unsafe_code)]
 
 use super::queue::{QueueGuard, Unlinked};
@@ -184,13 +186,12 @@ impl RawCondvar {
         if active(Fault::LateToQueue) {
             let _ = mutex.unlock(me, hasty);
         }
-        if let Some(oldest) = guard.oldest().map_err(Refused::Corrupted)?
-            && me
-                .table()
-                .row(oldest.index)
-                .is_some_and(|other| other.lock.load(Relaxed) != row.lock.load(Relaxed))
-        {
-            return Err(Refused::OtherMutex);
+        match guard.oldest().map_err(Refused::Corrupted)? {
+            Some(oldest) if !self.returns_to(me, oldest.index, mutex) => {
+                return Err(Refused::OtherMutex);
+            }
+            Some(_) => {}
+            None => self.forget_the_dead(me),
         }
         row.waiting_as.store(me.id().bits(), Relaxed);
         // Once it is notified nothing ends its wait but the mutex.
@@ -211,6 +212,27 @@ impl RawCondvar {
             me.mark_broken();
             Refused::Lost(corrupted.into())
         })
+    }
+
+    /// Whether the waiter in row `index` will return to `mutex`.
+    fn returns_to(&self, me: &Attachment, index: u32, mutex: &RawMutex) -> bool {
+        let name = mutex.words().name_in(me.mapping());
+        me.table().row(index).is_some_and(|row| row.lock.load(Relaxed) == name)
+    }
+
+    /// Nobody waits: who was notified last, and died, did so when there was nobody to be
+    /// notified in its stead.
+    fn forget_the_dead(&self, me: &Attachment) {
+        let last = News::from_bits(self.0.owner.load(SeqCst));
+        if let News::Last(id) = last
+            && let Some(row) = me.table().row(id.index())
+            && waiter(row) == id
+            && self.stage_of(me, row) == Stage::One
+            && !is_alive(me.table(), row)
+        {
+            Stage::None.set(row);
+            self.0.owner.store(0, SeqCst);
+        }
     }
 
     /// Out of the queue, and not to be found in it any more.
