@@ -22,6 +22,13 @@ pub(crate) enum Tell {
     Try,
     /// Takes the second lock.
     LockOther,
+    /// Takes the lock and waits for the condition variable; answers when it has the
+    /// lock again.
+    Wait,
+    /// Says in the answer's value whether there was one.
+    NotifyOne,
+    /// Says in the answer's value how many there were.
+    NotifyAll,
     /// Gives back whatever it has.
     Unlock,
     /// That many new threads join at once, the first of them takes and
@@ -38,7 +45,7 @@ pub(crate) struct Answer {
     pub(crate) got: Got,
     /// Which rows new threads got.
     pub(crate) rows: Vec<u32>,
-    /// The value of the lock.
+    /// The value of the lock, or how many were notified.
     pub(crate) value: u64,
 }
 
@@ -128,16 +135,21 @@ impl Actor {
         let mut guard = None;
         let mut other = None;
         let mut command = [0; 8];
+        let condvar = &segment.condvars[0];
         while stream.read_exact(&mut command).is_ok() {
+            let mut value = 0;
             match command[0] {
                 b'l' => guard = Some(lock.lock()),
                 b't' => guard = lock.try_lock(),
                 b'o' => other = Some(segment.locks[1].lock()),
+                b'w' => condvar.wait(guard.insert(lock.lock())),
+                b'1' => value = condvar.notify_one().into(),
+                b'a' => value = condvar.notify_all() as u64,
                 b'u' => drop((guard.take(), other.take())),
                 _ => panic!("an actor does not know {command:?}"),
             }
             let last = if command[0] == b'o' { &other } else { &guard };
-            Answer { got: got(last.as_ref()), ..Answer::default() }.send(&mut stream);
+            Answer { got: got(last.as_ref()), value, ..Answer::default() }.send(&mut stream);
         }
     }
 
@@ -159,6 +171,9 @@ impl Actor {
             Tell::Lock => (b'l', 0),
             Tell::Try => (b't', 0),
             Tell::LockOther => (b'o', 0),
+            Tell::Wait => (b'w', 0),
+            Tell::NotifyOne => (b'1', 0),
+            Tell::NotifyAll => (b'a', 0),
             Tell::Unlock => (b'u', 0),
             Tell::Reuse(count) => (b'r', count),
             Tell::Visit => (b'v', 0),

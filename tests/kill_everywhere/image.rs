@@ -15,8 +15,9 @@ const ROW: u64 = 64;
 /// The size of one lock of the board, value included.
 const LOCK: u64 = 24;
 const OWNER_DIED: u32 = 0x4000_0000;
+const TID: u32 = 0x3fff_ffff;
 /// The flags of an owner, INHERITED and FENCES.
-const FLAGS: u64 = 3 << 16;
+pub(crate) const FLAGS: u64 = 3 << 16;
 
 /// A row of the table, and its life word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +28,17 @@ pub(crate) struct Row {
     pub(crate) prev: u32,
     pub(crate) next: u32,
     pub(crate) state: u32,
+    pub(crate) stage: u32,
+    pub(crate) condvar: u64,
     pub(crate) life: u32,
 }
 
 impl Row {
+    /// The thread that uses it, if it lives.
+    pub(crate) fn tid(&self) -> u32 {
+        self.life & TID
+    }
+
     pub(crate) fn alive(&self) -> bool {
         self.life != 0 && self.life & OWNER_DIED == 0
     }
@@ -44,6 +52,15 @@ impl Row {
     }
 }
 
+/// The words of a condition variable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Words {
+    pub(crate) owner: u64,
+    pub(crate) tail: u32,
+    pub(crate) head: u32,
+    pub(crate) guard: u32,
+}
+
 /// The words that the lock under test, and its users, consist of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Raw {
@@ -54,6 +71,8 @@ pub(crate) struct Raw {
     pub(crate) tail: u32,
     pub(crate) head: u32,
     pub(crate) guard: u32,
+    /// Of the condition variable under test, if there is one.
+    pub(crate) condvar: Words,
     /// From row 1 on.
     pub(crate) rows: Vec<Row>,
 }
@@ -72,8 +91,13 @@ impl Raw {
 
     /// The rows in the queue, the head first; `None` if it is no queue.
     pub(crate) fn queue(&self) -> Option<Vec<u32>> {
+        self.queue_up_to(self.tail)
+    }
+
+    /// The same, of the queue that ends with row `tail`.
+    pub(crate) fn queue_up_to(&self, tail: u32) -> Option<Vec<u32>> {
         let mut queue = Vec::new();
-        let mut index = self.tail;
+        let mut index = tail;
         while index != 0 {
             if queue.contains(&index) {
                 return None;
@@ -106,6 +130,8 @@ pub(crate) struct Peek {
     file: Option<File>,
     value: u64,
     life: u64,
+    /// Where the condition variable under test is.
+    condvar: Option<u64>,
 }
 
 impl Peek {
@@ -113,13 +139,18 @@ impl Peek {
     pub(crate) fn at(path: &Path, capacity: u64) -> Self {
         let value = ROWS + (capacity + 1) * ROW;
         let life = (value + 8 * LOCK).next_multiple_of(PAGE);
-        Self { path: path.to_path_buf(), file: None, value, life }
+        Self { path: path.to_path_buf(), file: None, value, life, condvar: None }
     }
 
     /// Of the segment at `path`, which is there to stay.
     pub(crate) fn open(path: &Path, capacity: u64) -> Self {
         let file = File::options().read(true).write(true).open(path).expect("open to peek");
         Self { file: Some(file), ..Self::at(path, capacity) }
+    }
+
+    /// Also of the condition variable at `offset`.
+    pub(crate) fn with_condvar(self, offset: u64) -> Self {
+        Self { condvar: Some(offset), ..self }
     }
 
     /// Where the first lock is.
@@ -166,7 +197,12 @@ impl Peek {
         let header = read(0, 128);
         let used = u32_at(&header, 44).min(64);
         let table = read(ROWS, (used as usize + 1) * ROW as usize);
-        let lock = read(self.value, 16);
+        let words = |at: u64| {
+            let bytes = read(at, 16);
+            let (tail, head) = (u16_at(&bytes, 8), u16_at(&bytes, 10));
+            Words { owner: u64_at(&bytes, 0), tail, head, guard: u32_at(&bytes, 12) }
+        };
+        let Words { owner, tail, head, guard } = words(self.value);
         let rows = (1..=used as usize).map(|index| {
             let row = &table[index * ROW as usize..];
             Row {
@@ -176,16 +212,19 @@ impl Peek {
                 prev: u16_at(row, 16),
                 next: u16_at(row, 18),
                 state: u32_at(row, 20),
+                stage: u32_at(row, 28),
+                condvar: u64_at(row, 32),
                 life: u32_at(&read(self.life_word(index as u64), 4), 0),
             }
         });
         Raw {
             len: Some(file.metadata().map_or(0, |meta| meta.len())),
             rows: rows.collect(),
-            owner: u64_at(&lock, 0),
-            tail: u16_at(&lock, 8),
-            head: u16_at(&lock, 10),
-            guard: u32_at(&lock, 12),
+            owner,
+            tail,
+            head,
+            guard,
+            condvar: self.condvar.map_or(Words::default(), words),
             header: header.chunks(8).map(|word| u64_at(word, 0)).collect(),
         }
     }
@@ -236,11 +275,11 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
     };
     // The guard has the low bits of its holder's generation, whether somebody
     // sleeps on it, and the lock's policy.
-    let guard = {
-        let row = raw.guard & 0xffff;
+    let guard = |bits: u32| {
+        let row = bits & 0xffff;
         let generation = raw.row(row).map_or(0, |row| row.generation) as u32;
-        let current = (raw.guard >> 16 ^ generation) & 0x3fff == 0;
-        u64::from(row) | u64::from(current) << 32 | u64::from(raw.guard >> 30) << 33
+        let current = (bits >> 16 ^ generation) & 0x3fff == 0;
+        u64::from(row) | u64::from(current) << 32 | u64::from(bits >> 30) << 33
     };
     let queue = raw.queue().unwrap_or_else(|| vec![u32::MAX]);
     let pending = match robust.pending {
@@ -258,7 +297,12 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
         id(raw.owner),
         raw.tail.into(),
         raw.head.into(),
-        guard,
+        guard(raw.guard),
+        // That all are notified is no id, and no row has that number.
+        id(raw.condvar.owner),
+        raw.condvar.tail.into(),
+        raw.condvar.head.into(),
+        guard(raw.condvar.guard),
         robust.linked.into(),
         pending,
     ];
@@ -266,6 +310,9 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
         let life = if row.alive() { 1 } else { u64::from(row.life != 0) * 2 };
         let born = row.generation.wrapping_sub(before.row(index).map_or(0, |row| row.generation));
         image.extend([life, born, row.lock, row.next.into()]);
+        if row.condvar != 0 {
+            image.extend([u64::MAX, row.stage.into()]);
+        }
         if row.lock != 0 || queue.contains(&index) {
             image.extend([id(row.waiting_as), row.prev.into(), u64::from(row.state & 7)]);
         }

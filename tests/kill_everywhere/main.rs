@@ -22,6 +22,8 @@ mod kit;
 #[cfg(target_arch = "x86_64")]
 mod actor;
 #[cfg(target_arch = "x86_64")]
+mod condvar;
+#[cfg(target_arch = "x86_64")]
 mod image;
 #[cfg(target_arch = "x86_64")]
 mod parking;

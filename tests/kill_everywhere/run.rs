@@ -1,5 +1,6 @@
 //! Kills at every point, and kills at every point of the recovery.
 
+use crate::condvar::Condvars;
 use crate::image::Image;
 use crate::scenario::{Op, SCENARIOS, Scenario, Wake, When, Who};
 use crate::trace::{Fail, How, Point, Res, Trace, Traced, wrong};
@@ -16,7 +17,7 @@ mod signals;
 const ENOUGH: usize = 20;
 
 /// How many acquisitions by a heartbeat are enough in a broken build.
-const ENOUGH_SLOW: usize = 3;
+pub(crate) const ENOUGH_SLOW: usize = 3;
 
 /// How long one run may take altogether, by the process's alarm clock.
 const ALARM: u32 = 40;
@@ -60,7 +61,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    fn row(&self, name: &str, time: Duration) -> String {
+    pub(crate) fn row(&self, name: &str, time: Duration) -> String {
         format!(
             "{name:<42}{:>8}{:>8}{:>8}{:>9}{:>8.1} s",
             self.points,
@@ -71,7 +72,7 @@ impl Tally {
         )
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.points += other.points;
         self.second_points += other.second_points;
         self.images += other.images;
@@ -79,10 +80,65 @@ impl Tally {
     }
 }
 
+/// Where a scenario takes place.
+pub(crate) trait Place {
+    /// What it looked like before the last kill, and what it looks like now.
+    fn show(&self) -> [String; 2];
+    /// Starts afresh, with nobody who is stuck.
+    fn rebuild(&mut self);
+}
+
+impl Place for World {
+    fn show(&self) -> [String; 2] {
+        [self.last.clone(), self.show()]
+    }
+
+    fn rebuild(&mut self) {
+        let slow = self.slow;
+        *self = Self::new(self.policy);
+        self.slow = slow;
+    }
+}
+
+/// Does `run`; with what is left of a failed one no other one starts.
+pub(crate) fn guarded<P: Place, T>(world: &mut P, run: impl FnOnce(&mut P) -> Res<T>) -> Res<T> {
+    nix::unistd::alarm::set(ALARM);
+    let done = catch_unwind(AssertUnwindSafe(|| run(world)));
+    nix::unistd::alarm::cancel();
+    let done = done.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map_or("something", String::as_str);
+        wrong(format!("panicked: {said}"))
+    });
+    if done.is_err() {
+        if let Err(Fail::Wrong(_)) = done {
+            let [before, now] = world.show();
+            println!("the segment before the kill:\n{before}\nand now:\n{now}");
+        }
+        world.rebuild();
+    }
+    done
+}
+
+/// Does `run` by breakpoints, or, if the victim goes another way than the recorded
+/// one, step by step.
+pub(crate) fn bring<P: Place, T>(
+    world: &mut P,
+    tally: &mut Tally,
+    run: impl Fn(&mut P, How) -> Res<T>,
+) -> Res<T> {
+    for how in [How::Breakpoint, How::Breakpoint, How::Landmark] {
+        match guarded(world, |world| run(world, how)) {
+            Err(Fail::Diverged(_)) => {}
+            done => return done,
+        }
+    }
+    tally.diverged += 1;
+    guarded(world, |world| run(world, How::Steps))
+}
+
 /// The whole test.
 pub(crate) struct Run {
     world: World,
-    slow: usize,
     failures: usize,
     effort: Effort,
     shard: Shard,
@@ -108,7 +164,7 @@ pub(crate) enum Effort {
 /// A part of the kills of recoveries, of so many parts that are the same size:
 /// every how manieth instruction.
 #[derive(Clone, Copy, Debug)]
-struct Shard {
+pub(crate) struct Shard {
     part: usize,
     parts: usize,
 }
@@ -124,7 +180,7 @@ impl Shard {
         shard.unwrap_or_else(|| panic!("HEIRLOCK_SHARD={wanted} is no part, as 1/10 is"))
     }
 
-    fn has(self, at: usize) -> bool {
+    pub(crate) fn has(self, at: usize) -> bool {
         at % self.parts == self.part - 1
     }
 }
@@ -162,7 +218,6 @@ impl Run {
         let broken = std::env::var_os("HEIRLOCK_FAULT").is_some();
         Self {
             world: World::new(Policy::Fifo),
-            slow: 0,
             failures: 0,
             effort,
             shard: Shard::wanted(),
@@ -192,7 +247,7 @@ impl Run {
             total.add(&tally);
             // In a build that is broken on purpose, a heartbeat that heals is
             // what is to be seen; in any other it may be a busy machine.
-            if self.broken && self.slow + self.world.slow > 0 {
+            if self.broken && self.world.slow > 0 {
                 println!("FAILED \"{}\": a heartbeat had to help", scenario.name);
                 self.failures += 1;
                 break;
@@ -202,59 +257,32 @@ impl Run {
                 break;
             }
         }
+        let enough = if self.broken { 1 } else { ENOUGH };
+        let mut condvars = Condvars::new(self.effort, self.shard, self.broken, enough);
+        if !self.has_enough() {
+            condvars.all(filter, &mut total);
+        }
+        let failures = self.failures + condvars.failures;
         println!("{}", total.row("all", start.elapsed()));
-        self.slow += self.world.slow;
-        println!("acquisitions that needed a heartbeat: {}", self.slow);
+        println!("acquisitions that needed a heartbeat: {}", self.world.slow + condvars.slow());
         println!(
-            "kill points: {}, images: {}, failures: {}",
+            "kill points: {}, images: {}, failures: {failures}",
             total.points + total.second_points,
             total.images,
-            self.failures
         );
-        self.failures == 0
+        failures == 0
     }
 
     fn has_enough(&self) -> bool {
         self.failures >= if self.broken { 1 } else { ENOUGH }
     }
 
-    /// Starts afresh, with nobody who is stuck.
-    fn rebuild(&mut self, policy: Policy) {
-        self.slow += self.world.slow;
-        self.world = World::new(policy);
-    }
-
-    /// Does `run`; with what is left of a failed one no other one starts.
     fn guarded<T>(&mut self, run: impl FnOnce(&mut World) -> Res<T>) -> Res<T> {
-        nix::unistd::alarm::set(ALARM);
-        let world = &mut self.world;
-        let done = catch_unwind(AssertUnwindSafe(|| run(world)));
-        nix::unistd::alarm::cancel();
-        let done = done.unwrap_or_else(|panic| {
-            let said = panic.downcast_ref::<String>().map_or("something", String::as_str);
-            wrong(format!("panicked: {said}"))
-        });
-        if done.is_err() {
-            if let Err(Fail::Wrong(_)) = done {
-                println!("the segment before the kill:\n{}", self.world.last);
-                println!("and now:\n{}", self.world.show());
-            }
-            self.rebuild(self.world.policy);
-        }
-        done
+        guarded(&mut self.world, run)
     }
 
-    /// Does `run` by breakpoints, or, if the victim goes another way than the
-    /// recorded one, step by step.
     fn bring<T>(&mut self, tally: &mut Tally, run: impl Fn(&mut World, How) -> Res<T>) -> Res<T> {
-        for how in [How::Breakpoint, How::Breakpoint, How::Landmark] {
-            match self.guarded(|world| run(world, how)) {
-                Err(Fail::Diverged(_)) => {}
-                done => return done,
-            }
-        }
-        tally.diverged += 1;
-        self.guarded(|world| run(world, How::Steps))
+        bring(&mut self.world, tally, run)
     }
 
     fn report(&mut self, scenario: &Scenario, what: &str, at: Option<Point>, fail: &Fail) {
@@ -266,7 +294,8 @@ impl Run {
     /// What the operation consists of, as a rule; `None` if it fails.
     fn usual<'a>(&mut self, scenario: &'a Scenario) -> Option<Recorded<'a>> {
         if self.world.policy != scenario.policy {
-            self.rebuild(scenario.policy);
+            self.world.policy = scenario.policy;
+            self.world.rebuild();
         }
         // The clock has its moods (a loop more, if its page is just being
         // updated): what counts is the shortest way, if it is a usual one.
@@ -333,7 +362,7 @@ impl Run {
         let mut owned = recorded.scenario.owns.0;
         let mut changes = 0;
         for at in 0..=recorded.trace.last() {
-            if self.broken && self.slow + self.world.slow >= ENOUGH_SLOW {
+            if self.broken && self.world.slow >= ENOUGH_SLOW {
                 break;
             }
             let run = |world: &mut World, how| first_kill(world, recorded, at, how);
@@ -415,7 +444,7 @@ impl Run {
 }
 
 /// An address as people can look it up.
-fn place(point: Point) -> String {
+pub(crate) fn place(point: Point) -> String {
     let (Point::At(rip) | Point::Exit(_, rip)) = point else { return format!("{point:?}") };
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mut first = BTreeMap::new();

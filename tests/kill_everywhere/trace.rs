@@ -69,6 +69,11 @@ impl Point {
         }
     }
 
+    /// Whether it may just have woken somebody, who then may get on.
+    pub(crate) fn has_woken_others(self) -> bool {
+        matches!(self, Self::Exit(FUTEX, _))
+    }
+
     /// The instruction that comes next, if the victim is between two.
     fn next(self) -> Option<u64> {
         match self {

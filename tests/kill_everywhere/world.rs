@@ -16,9 +16,9 @@ use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-const CAPACITY: u32 = 64;
+pub(crate) const CAPACITY: u32 = 64;
 /// An acquisition that took longer was only made by a sleeper's heartbeat.
-const SLOW: Duration = Duration::from_millis(900);
+pub(crate) const SLOW: Duration = Duration::from_millis(900);
 
 /// After so long nobody may take the lock past somebody who waits.
 const TOO_LONG: Duration = Duration::from_millis(2);
