@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 #[path = "signals.rs"]
-mod signals;
+pub(crate) mod signals;
 
 /// How many broken promises are enough; in a broken build one.
 const ENOUGH: usize = 20;
@@ -257,8 +257,7 @@ impl Run {
                 break;
             }
         }
-        let enough = if self.broken { 1 } else { ENOUGH };
-        let mut condvars = Condvars::new(self.effort, self.shard, self.broken, enough);
+        let mut condvars = self.condvars();
         if !self.has_enough() {
             condvars.all(filter, &mut total);
         }
@@ -274,7 +273,15 @@ impl Run {
     }
 
     fn has_enough(&self) -> bool {
-        self.failures >= if self.broken { 1 } else { ENOUGH }
+        self.failures >= self.enough()
+    }
+
+    fn enough(&self) -> usize {
+        if self.broken { 1 } else { ENOUGH }
+    }
+
+    fn condvars(&self) -> Condvars {
+        Condvars::new(self.effort, self.shard, self.broken, self.enough())
     }
 
     fn guarded<T>(&mut self, run: impl FnOnce(&mut World) -> Res<T>) -> Res<T> {

@@ -152,10 +152,23 @@ impl Ended {
 
 /// What the signals of one operation came to.
 #[derive(Default)]
-struct Tally {
-    points: usize,
-    ended: usize,
-    stepped: usize,
+pub(crate) struct Tally {
+    pub(crate) points: usize,
+    pub(crate) ended: usize,
+    pub(crate) stepped: usize,
+}
+
+impl Tally {
+    pub(crate) fn row(&self, name: &str, restart: bool, time: Duration) -> String {
+        format!(
+            "{name:<42}{:>12}{:>8}{:>8}{:>9}{:>8.1} s",
+            if restart { "with" } else { "without" },
+            self.points,
+            self.ended,
+            self.stepped,
+            time.as_secs_f64()
+        )
+    }
 }
 
 impl Run {
@@ -191,10 +204,16 @@ impl Run {
                 break;
             }
         }
-        println!("acquisitions that needed a heartbeat: {}", self.world.slow);
+        let mut condvars = self.condvars();
+        if !self.has_enough() {
+            total += condvars.signals(filter);
+        }
+        let failures = self.failures + condvars.failures;
+        let slow = self.world.slow + condvars.slow();
+        println!("acquisitions that needed a heartbeat: {slow}");
         println!("{:.0} s", start.elapsed().as_secs_f64());
-        println!("signal points: {total}, failures: {}", self.failures);
-        self.failures == 0
+        println!("signal points: {total}, failures: {failures}");
+        failures == 0
     }
 
     fn operation(&mut self, what: What, scenario: &'static Scenario) -> usize {
@@ -212,15 +231,7 @@ impl Run {
             handle_signals(restart);
             let start = Instant::now();
             let tally = self.each_point(what, &recorded, &without);
-            println!(
-                "{:<42}{:>12}{:>8}{:>8}{:>9}{:>8.1} s",
-                scenario.name,
-                if restart { "with" } else { "without" },
-                tally.points,
-                tally.ended,
-                tally.stepped,
-                start.elapsed().as_secs_f64()
-            );
+            println!("{}", tally.row(scenario.name, restart, start.elapsed()));
             if self.has_enough() {
                 break;
             }
@@ -282,7 +293,7 @@ impl Run {
 }
 
 /// The one point that is asked for, if one is.
-fn only_point() -> Option<usize> {
+pub(crate) fn only_point() -> Option<usize> {
     let at = std::env::args().find_map(|arg| arg.strip_prefix("--at=").map(str::to_owned))?;
     Some(at.parse().expect("--at=N"))
 }
@@ -369,7 +380,7 @@ fn signalled(
 }
 
 /// From one marker behind the operation to the next.
-fn to_marker(victim: &mut Traced) -> Res<()> {
+pub(crate) fn to_marker(victim: &mut Traced) -> Res<()> {
     while !victim.run(None)? {}
     Ok(())
 }

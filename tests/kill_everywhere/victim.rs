@@ -176,6 +176,11 @@ pub(crate) fn play(op: Op, segment: &Segment<Board>, path: &Path) {
 /// `without` is how it ended if there is no guard.
 fn live_on(without: Outcome, guard: Option<MutexGuard<'_, u64>>) {
     let outcome = if guard.is_some() { Outcome::Locked } else { without };
+    live_on_with(outcome, guard);
+}
+
+/// Says how the operation ended, and then unlocks, between two more markers.
+pub(crate) fn live_on_with(outcome: Outcome, guard: Option<MutexGuard<'_, u64>>) {
     OUTCOME.store(outcome as u64, Ordering::Relaxed);
     marker();
     drop(guard);

@@ -6,8 +6,9 @@ use crate::image::{FLAGS, Image, Peek, Raw, Robust, image, robust_head};
 use crate::kit::{Board, HANG, TempPath, until};
 use crate::run::Place;
 use crate::trace::{Fail, Point, Res, Traced, marker, process_state, wrong};
+use crate::victim::{Outcome, live_on_with};
 use crate::world::{CAPACITY, SLOW};
-use heirlock::{Condvar, MutexGuard, Segment, Snapshot};
+use heirlock::{Condvar, Interrupted, MutexGuard, Segment, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -163,6 +164,13 @@ impl Ground {
         self.line.push(Who::V);
     }
 
+    /// Whether those alone wait for the condition variable who are to.
+    pub(super) fn is_tidy(&self) -> bool {
+        let raw = self.peek.raw();
+        let line: Vec<u32> = self.pending_in(&self.line).map(|who| self.actors[&who].row).collect();
+        raw.queue_up_to(raw.condvar.tail) == Some(line)
+    }
+
     /// Whether the victim was notified.
     pub(super) fn victim_is_notified(&self) -> bool {
         self.turn.contains(&Who::V)
@@ -285,8 +293,11 @@ impl Ground {
 
     /// Who waits, the victim and who is traced excepted.
     fn pending(&self) -> Vec<Who> {
-        let all = self.turn.iter().chain(&self.line).copied();
-        all.filter(|who| *who != Who::V && self.traced != Some(*who)).collect()
+        self.pending_in(&self.turn).chain(self.pending_in(&self.line)).collect()
+    }
+
+    fn pending_in<'a>(&'a self, list: &'a [Who]) -> impl Iterator<Item = Who> + 'a {
+        list.iter().copied().filter(|who| *who != Who::V && self.traced != Some(*who))
     }
 
     /// Waits until everybody who waits has done what there was to do.
@@ -519,6 +530,18 @@ fn play(op: Op, segment: &Segment<Board>) {
         Op::Wait => {
             let mut guard: MutexGuard<'_, u64> = lock.lock();
             between_markers(&mut || condvar.wait(&mut guard));
+            live_on_with(Outcome::Locked, Some(guard));
+        }
+        Op::Interruptible => {
+            let mut guard = lock.lock();
+            let mut ended = Ok(());
+            between_markers(&mut || ended = black_box(condvar.wait_interruptible(&mut guard)));
+            let outcome = match ended {
+                Ok(()) => Outcome::Locked,
+                Err(Interrupted::Signal) => Outcome::Interrupted,
+                Err(unusable) => panic!("{unusable}"),
+            };
+            live_on_with(outcome, Some(guard));
         }
         Op::Timed => {
             let mut guard = lock.lock();

@@ -7,6 +7,7 @@
 
 mod ground;
 mod scenario;
+mod signals;
 
 use crate::image::Image;
 use crate::run::{ENOUGH_SLOW, Effort, Shard, Tally, bring, guarded, place};
@@ -279,18 +280,19 @@ impl Order {
 }
 
 /// Steps from where the victim is to point `to`, or to the end, and notes every point.
+/// Returns how many sleeps it began.
 fn walk(
     ground: &mut Ground,
     recorded: &mut Recorded,
     victim: &mut Traced,
     to: Option<usize>,
-) -> Res<()> {
+) -> Res<usize> {
     let mut begun = 0;
     recorded.note(ground, victim);
     loop {
         let at = recorded.trace.last();
         if to == Some(at) || victim.at_end() {
-            return Ok(());
+            return Ok(begun);
         }
         if !victim.about_to_wait() {
             victim.step()?;
@@ -301,13 +303,14 @@ fn walk(
         match leg.wake {
             Wake::Timeout(_) if to.is_some_and(|to| to > at + 1) => victim.expire()?,
             _ => {
+                postpone(victim, leg)?;
                 victim.step()?;
                 recorded.note(ground, victim);
                 if !matches!(victim.point, Point::Asleep(_)) {
                     return wrong("the victim does not fall asleep");
                 }
                 if to == Some(at + 1) {
-                    return Ok(());
+                    return Ok(begun);
                 }
             }
         }
@@ -342,14 +345,22 @@ fn next_leg(ground: &mut Ground, scenario: &Scenario, begun: &mut usize) -> Res<
     Ok(*leg)
 }
 
-/// Brings a new victim to point `to`.
+/// A sleep that others are to end does not end by itself.
+fn postpone(victim: &Traced, leg: Leg) -> Res<()> {
+    match leg.wake {
+        Wake::By(_) => victim.postpone(),
+        Wake::Timeout(_) => Ok(()),
+    }
+}
+
+/// Brings a new victim to point `to`. Returns how many sleeps it began.
 fn advance(
     ground: &mut Ground,
     recorded: &Recorded,
     victim: &mut Traced,
     to: usize,
     how: How,
-) -> Res<()> {
+) -> Res<usize> {
     if how == How::Steps {
         return walk(ground, &mut Recorded::new(recorded.scenario), victim, Some(to));
     }
@@ -363,11 +374,12 @@ fn advance(
         match leg.wake {
             Wake::Timeout(_) if to > stop + 1 => victim.expire()?,
             _ => {
+                postpone(victim, leg)?;
                 victim.step()?;
             }
         }
         if to == stop + 1 {
-            return Ok(());
+            return Ok(begun);
         }
         if let Wake::By(acts) = leg.wake {
             ground.act(acts)?;
@@ -376,13 +388,14 @@ fn advance(
         at = stop + 2;
         victim.must_be_at(trace.points()[at])?;
         if at == to {
-            return Ok(());
+            return Ok(begun);
         }
         if let Wake::Timeout(acts) = leg.wake {
             ground.act(acts)?;
         }
     }
-    go(ground, recorded, victim, (at, to), how)
+    go(ground, recorded, victim, (at, to), how)?;
+    Ok(begun)
 }
 
 /// From one point to another, between which the victim does not sleep. Whomever it

@@ -67,6 +67,7 @@ pub(crate) enum Op {
     Wait,
     /// With a deadline.
     Timed,
+    Interruptible,
     /// Re-uses the row of a dead thread.
     Attach,
 }
@@ -74,7 +75,7 @@ pub(crate) enum Op {
 impl Op {
     /// Whether it waits for the condition variable.
     pub(crate) fn waits(self) -> bool {
-        matches!(self, Self::Wait | Self::Timed)
+        matches!(self, Self::Wait | Self::Timed | Self::Interruptible)
     }
 
     /// Whether it notifies one, or all.
@@ -82,7 +83,7 @@ impl Op {
         match self {
             Self::NotifyOne | Self::NotifyOneLocked => Some(false),
             Self::NotifyAll | Self::NotifyAllLocked => Some(true),
-            Self::Wait | Self::Timed | Self::Attach => None,
+            _ => None,
         }
     }
 }
@@ -261,3 +262,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..BASE
     },
 ];
+
+/// Those that get a signal at each point: the wait goes on, unless it is
+/// interruptible and asleep.
+pub(crate) const SIGNALLED: &[Scenario] = &[
+    Scenario { name: "condvar: wait", ..IN_FRONT },
+    Scenario { name: "condvar: wait_interruptible", op: Op::Interruptible, ..IN_FRONT },
+];
+
+const IN_FRONT: Scenario = Scenario {
+    legs: &[Leg { entry: &[Wait(W2)], wake: Wake::By(&[Lock(O), One(O)]) }, leg(&[Unlock(O)])],
+    floor: 1800,
+    ..BASE
+};
