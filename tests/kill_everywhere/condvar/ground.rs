@@ -31,6 +31,8 @@ pub(super) struct Seen {
     pub(super) victim_owns: bool,
     /// Whether the guard of the condition variable is the victim's.
     pub(super) victim_edits: bool,
+    /// Whether the victim is in the queue of the condition variable.
+    pub(super) victim_waits: bool,
     /// What the next owner is to be told.
     expect: Got,
 }
@@ -303,19 +305,14 @@ impl Ground {
     /// Waits until everybody who waits has done what there was to do.
     pub(super) fn settle(&self) {
         let pids: Vec<Pid> = self.pending().iter().map(|who| self.actors[who].pid).collect();
-        // One may wake another one, who was looked at before.
-        let mut quiet = 0;
+        let settled = || pids.iter().all(|pid| matches!(process_state(*pid), b'S' | b'T'));
         until("those who wait have settled", || {
-            while quiet < 2 {
-                if pids.iter().all(|pid| matches!(process_state(*pid), b'S' | b'T')) {
-                    quiet += 1;
-                } else {
-                    quiet = 0;
-                    let _ = nix::sched::sched_yield();
-                    return false;
-                }
+            // One may wake another one, who was looked at before.
+            let well = settled() && settled();
+            if !well {
+                let _ = nix::sched::sched_yield();
             }
-            true
+            well
         });
     }
 
@@ -358,6 +355,9 @@ impl Ground {
             image,
             victim_owns: pid == Some(victim),
             victim_edits: own != 0 && raw.condvar.guard & 0xffff == own,
+            victim_waits: raw
+                .queue_up_to(raw.condvar.tail)
+                .is_some_and(|queue| queue.contains(&own)),
             expect: pid.filter(|pid| !survives(*pid)).map_or(Got::Lock, Got::Inherited),
         })
     }

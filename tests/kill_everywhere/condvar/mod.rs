@@ -155,9 +155,11 @@ impl Condvars {
             tally.images = lefts.len();
             return tally;
         }
+        let all = self.effort == Effort::Long || !scenario.sparse;
+        let seconds = if all { &[Second::Waiter, Second::Attacher][..] } else { &[Second::Waiter] };
         for (image, left) in lefts {
             let mut new = false;
-            for second in [Second::Waiter, Second::Attacher] {
+            for second in seconds.iter().copied() {
                 if self.has_enough() {
                     return tally;
                 }
@@ -481,6 +483,10 @@ fn first_kill(ground: &mut Ground, recorded: &Recorded, at: usize, how: How) -> 
     let seen = ground.look(victim.pid)?;
     if how != How::Steps {
         same_place(recorded, at, &victim, &seen.image)?;
+    }
+    let waits = recorded.scenario.op == Op::Wait && !ground.victim_is_notified();
+    if waits && !seen.victim_owns && !seen.victim_waits {
+        return wrong("it has released the lock, and nobody could notify it");
     }
     let notified = survive(ground, recorded.scenario, &mut victim, &seen)?;
     Ok((seen, notified))
