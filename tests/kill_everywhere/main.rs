@@ -3,7 +3,8 @@
 //! A victim does one operation between two markers; a tracer brings it to the
 //! point after its `n`th instruction, for every `n`, and kills it there. System
 //! calls are killed at entry, while asleep and at exit. What the others then
-//! must find is in `world.rs`. For each distinct image of the segment that such
+//! must find is in `world.rs`, and for condition variables in `condvar/ground.rs`.
+//! For each distinct image of the segment that such
 //! a death leaves behind, whoever recovers from it is killed as well, wherever
 //! that makes a difference, or with `HEIRLOCK_LONG=1` at every instruction.
 //!
@@ -14,7 +15,8 @@
 //! `HEIRLOCK_SHARD=1/10` one does every tenth, with `2/10` another one the next.
 //!
 //! With `--signals` nobody is killed: the victim gets a signal at each of these
-//! points, and goes on. That is in `signals.rs`; `--at=N` repeats point `N`.
+//! points, and goes on. That is in `signals.rs` and `condvar/signals.rs`; `--at=N`
+//! repeats point `N`.
 
 #[path = "../kit/mod.rs"]
 mod kit;

@@ -132,71 +132,94 @@ use Who::{M, O, Q, W1, W2, W3};
 
 /// All of them.
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "condvar: notify one, one waits", sparse: false, before: &[Wait(W1)], ..ONE },
     Scenario {
-        name: "condvar: notify one of one, with the lock",
+        name: "condvar: notify one of one",
+        floor: 480,
+        sparse: false,
+        before: &[Wait(W1)],
+        ..ONE
+    },
+    Scenario {
+        name: "condvar: notify one of one, as the owner",
+        floor: 14,
         before: &[Wait(W1)],
         op: Op::NotifyOneLocked,
         ..ONE
     },
     Scenario {
-        name: "condvar: notify one of one, owned by another",
+        name: "condvar: notify one of one, owned",
+        floor: 14,
         before: &[Wait(W1), Lock(O)],
         ..ONE
     },
     Scenario {
         name: "condvar: notify one of two",
+        floor: 500,
         sparse: false,
         before: &[Wait(W1), Wait(W2)],
         ..ONE
     },
     Scenario {
-        name: "condvar: notify one of three, with the lock",
+        name: "condvar: notify one of three, as the owner",
+        floor: 16,
         before: &[Wait(W1), Wait(W2), Wait(W3)],
         op: Op::NotifyOneLocked,
         ..ONE
     },
-    Scenario { name: "condvar: notify all", before: &[Wait(W1), Wait(W2), Wait(W3)], ..ALL },
     Scenario {
-        name: "condvar: notify all, with the lock",
+        name: "condvar: notify all",
+        floor: 26,
+        before: &[Wait(W1), Wait(W2), Wait(W3)],
+        ..ALL
+    },
+    Scenario {
+        name: "condvar: notify all, as the owner",
+        floor: 26,
         before: &[Wait(W1), Wait(W2), Wait(W3)],
         op: Op::NotifyAllLocked,
         ..ALL
     },
     Scenario {
-        name: "condvar: notify all, one queues for the lock",
+        name: "condvar: notify all, the lock has a queue",
+        floor: 1200,
         sparse: false,
         before: &[Wait(W1), Wait(W2), Wait(W3), Lock(O), Queue(Q)],
         ..ALL
     },
     Scenario {
         name: "condvar: notify one, a dead head",
+        floor: 12,
         before: &[Wait(M), Wait(W1), Wait(W2), Stop(W1), Die(M)],
         ..ONE
     },
     Scenario {
         name: "condvar: notify all, a dead head",
+        floor: 17,
         before: &[Wait(M), Wait(W1), Wait(W2), Stop(W1), Die(M)],
         ..ALL
     },
     Scenario {
-        name: "condvar: notify all, a dead one in the middle",
+        name: "condvar: notify all, a dead one inside",
+        floor: 19,
         before: &[Wait(W1), Wait(M), Wait(W2), Stop(W2), Die(M)],
         ..ALL
     },
     Scenario {
         name: "condvar: wait alone",
+        floor: 22,
         legs: &[leg(&[Lock(O), One(O)]), leg(&[Unlock(O)])],
         ..BASE
     },
     Scenario {
-        name: "condvar: wait behind another one",
+        name: "condvar: wait behind one",
+        floor: 25,
         before: &[Wait(W1)],
         legs: &[leg(&[Lock(O), One(O), One(O)]), leg(&[Unlock(O), Got(W1), Unlock(W1)])],
         ..BASE
     },
     Scenario {
-        name: "condvar: wait behind another one, all notified",
+        name: "condvar: wait behind one, all notified",
+        floor: 17,
         before: &[Wait(W1)],
         legs: &[Leg {
             entry: &[Wait(W2)],
@@ -204,39 +227,39 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         }],
         ..BASE
     },
-    Scenario {
-        name: "condvar: wait in front of another one",
-        sparse: false,
-        legs: &[Leg { entry: &[Wait(W2)], wake: Wake::By(&[Lock(O), One(O)]) }, leg(&[Unlock(O)])],
-        ..BASE
-    },
+    Scenario { name: "condvar: wait in front of one", sparse: false, ..IN_FRONT },
     Scenario {
         name: "condvar: wait, one queues for the lock",
+        floor: 28,
         after: &[Queue(Q)],
         legs: &[leg(&[Got(Q), One(Q)]), leg(&[Unlock(Q)])],
         ..BASE
     },
     Scenario {
         name: "condvar: give up alone",
+        floor: 17,
         op: Op::Timed,
         legs: &[Leg { entry: &[], wake: Wake::Timeout(&[]) }],
         ..BASE
     },
     Scenario {
         name: "condvar: give up, one behind",
+        floor: 25,
         op: Op::Timed,
         legs: &[Leg { entry: &[Wait(W2)], wake: Wake::Timeout(&[]) }],
         ..BASE
     },
     Scenario {
         name: "condvar: give up, one in front",
+        floor: 29,
         before: &[Wait(W1)],
         op: Op::Timed,
         legs: &[Leg { entry: &[], wake: Wake::Timeout(&[Lock(O)]) }, leg(&[Unlock(O)])],
         ..BASE
     },
     Scenario {
-        name: "condvar: give up as it is notified, one behind",
+        name: "condvar: give up as it is notified",
+        floor: 1600,
         sparse: false,
         op: Op::Timed,
         legs: &[
@@ -246,8 +269,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         ..BASE
     },
     Scenario {
-        name: "condvar: pass on, the next one behind",
-        sparse: false,
+        name: "condvar: pass on",
+        floor: 35,
         before: &[Wait(M)],
         legs: &[
             Leg { entry: &[Wait(W1), Wait(W2)], wake: Wake::By(&[Lock(O), One(O), Die(M)]) },
@@ -258,17 +281,17 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "condvar: attach, a dead waiter's row",
+        floor: 21,
         before: &[Wait(W1), Wait(M), Wait(W2), Stop(W2), Die(M)],
         op: Op::Attach,
-        sparse: true,
         ..BASE
     },
     Scenario {
-        name: "condvar: attach, a dead notified waiter's row",
+        name: "condvar: attach, a dead notified one's row",
+        floor: 29,
         before: &[Wait(M), Wait(W1), Wait(W2), Lock(O), One(O), Stop(W1), Stop(W2), Die(M)],
         op: Op::Attach,
         passes_on: true,
-        sparse: true,
         ..BASE
     },
 ];
@@ -282,6 +305,6 @@ pub(crate) const SIGNALLED: &[Scenario] = &[
 
 const IN_FRONT: Scenario = Scenario {
     legs: &[Leg { entry: &[Wait(W2)], wake: Wake::By(&[Lock(O), One(O)]) }, leg(&[Unlock(O)])],
-    floor: 1800,
+    floor: 1400,
     ..BASE
 };
