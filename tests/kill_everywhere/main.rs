@@ -4,9 +4,10 @@
 //! point after its `n`th instruction, for every `n`, and kills it there. System
 //! calls are killed at entry, while asleep and at exit. What the others then
 //! must find is in `world.rs`, and for condition variables in `condvar/ground.rs`.
-//! For each distinct image of the segment that such
-//! a death leaves behind, whoever recovers from it is killed as well, wherever
-//! that makes a difference, or with `HEIRLOCK_LONG=1` at every instruction.
+//! For each distinct image of the segment that such a death leaves behind, whoever
+//! recovers from it is killed as well, wherever that makes a difference, or with
+//! `HEIRLOCK_LONG=1` at every instruction. Most operations on condition variables
+//! are themselves killed wherever that makes a difference, unless it is the long run.
 //!
 //! Parking, where there is nothing to recover, has its own trials in `parking.rs`.
 //!

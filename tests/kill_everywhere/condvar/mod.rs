@@ -140,7 +140,7 @@ impl Condvars {
             if recorded.as_ref().is_none_or(|r| again.trace.last() <= r.trace.last()) {
                 recorded = Some(again);
             }
-            if usual && round >= 1 {
+            if usual && round >= 2 {
                 break;
             }
         }
@@ -263,7 +263,9 @@ struct Order {
 impl Order {
     /// What is done is done.
     fn of_notifier(&mut self, notified: bool, at: usize, last: usize) -> Res<()> {
-        if self.done && !notified || at == 0 && notified || at == last && !notified {
+        let too_early = notified && at == 0;
+        let too_late = !notified && (self.done || at == last);
+        if too_early || too_late {
             return wrong(format!("notified: {notified}, at the point before: {}", self.done));
         }
         self.done = notified;
