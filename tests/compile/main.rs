@@ -3,7 +3,7 @@
 //!
 //! With the compiler that the project is pinned to, its messages are compared as well,
 //! so that each program is known to fail for the reason that it is there for.
-//! `TRYBUILD=overwrite cargo test --test compile_fail` writes them anew. They differ from
+//! `TRYBUILD=overwrite cargo test --package heirlock-compile-tests` writes them anew. They differ from
 //! one compiler to the next: with another one all that is checked is that the programs
 //! do not compile, and that is said.
 
@@ -18,7 +18,7 @@ fn main() {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let version = Command::new(rustc).arg("--version").output().expect("rustc --version");
     let version = String::from_utf8_lossy(&version.stdout);
-    let mut programs = PathBuf::from("tests/compile_fail");
+    let mut programs = PathBuf::from("fail");
     if !version.starts_with(RECORDED) {
         println!(
             "no messages are compared: they are recorded for {RECORDED}x, and this is {version}"
@@ -32,7 +32,7 @@ fn main() {
         }
     }
     let tests = trybuild::TestCases::new();
-    tests.pass("tests/compile_pass/*.rs");
+    tests.pass("pass/*.rs");
     tests.compile_fail(programs.join("*.rs"));
     drop(tests); // runs them, and panics if one fails
     println!("1 passed, 0 failed");
