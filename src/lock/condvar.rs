@@ -353,9 +353,7 @@ impl RawCondvar {
         if Stage::of(me.row()) != Stage::Queued {
             return Ok(false);
         }
-        if let Unlinked::Before(successor) = guard.unlink(me.id().index())? {
-            wait::nudge(me, successor)?;
-        }
+        take_out(me, &guard, me.id().index())?;
         Stage::None.set(me.row());
         Ok(true)
     }
@@ -509,10 +507,10 @@ impl RawCondvar {
         // (or is missing in a forked child, where all those are dead who waited).
         let mutex = unsafe { LockWords::of_waiter(me.mapping(), row.lock.load(Relaxed)) };
         let mutex = mutex.ok_or(NO_MUTEX)?;
-        let lock = &me.row().lock;
-        let before = lock.load(Relaxed);
-        // As in `RawMutex::editing`.
-        lock.store(mutex.name_in(me.mapping()), Relaxed);
+        // As in `RawMutex::editing`, but for its `lock`, which stays: it may be another
+        // one, and this thread, or the dead one whose row it has, in that one's queue.
+        let edits = &me.row().edits;
+        edits.store(mutex.name_in(me.mapping()), Relaxed);
         let guard = QueueGuard::take(mutex, me)?;
         // It cannot act for itself before it has the guard of the condition variable,
         // which this thread has: if it was put there, it is still queued, or it owns
@@ -526,7 +524,7 @@ impl RawCondvar {
             admit(mutex, row, index, |_| Ok(()))?;
         }
         drop(guard);
-        lock.store(before, Release);
+        edits.store(0, Release);
         Ok(())
     }
 }
@@ -556,6 +554,14 @@ fn admit(
     enter(mutex, row, index, before)
 }
 
+/// Takes row `index` out of the queue, if it is there, and has who is behind it look.
+fn take_out(me: &Attachment, guard: &QueueGuard, index: u32) -> Result<(), Corrupted> {
+    match guard.unlink(index)? {
+        Unlinked::Before(successor) => wait::nudge(me, successor),
+        Unlinked::Last | Unlinked::NotThere => Ok(()),
+    }
+}
+
 /// Under which id the user of a row waits, or waited last.
 fn waiter(row: &Row) -> Id {
     Id::from_bits(row.waiting_as.load(SeqCst))
@@ -573,15 +579,151 @@ pub(super) fn reclaim(words: &LockWords, me: &Attachment) -> Result<(), Corrupte
     let condvar = unsafe { &*core::ptr::from_ref(words).cast::<RawCondvar>() };
     let guard = condvar.edit(me)?;
     match Stage::of(me.row()) {
-        Stage::Queued => {
-            if let Unlinked::Before(successor) = guard.unlink(me.id().index())? {
-                wait::nudge(me, successor)?;
-            }
-        }
+        Stage::Queued => take_out(me, &guard, me.id().index())?,
         Stage::One => {
             condvar.transfer(me, &guard, Stage::One, Neighbours::default())?;
         }
         Stage::None | Stage::All => {}
     }
     Ok(())
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::lock::raw;
+    use crate::lock::word::Editor;
+    use crate::memory::layout::Wanted;
+    use crate::memory::map::{Mapping, Request};
+    use crate::participant::attach::attach;
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    /// A condition variable, and then two mutexes.
+    fn ground() -> Arc<Mapping> {
+        let wanted = Wanted { capacity: 8, schema: 0, value_size: 48, value_align: 8 };
+        let request = Request { wanted, mode: 0o600, init: None };
+        request.anonymous().expect("a segment")
+    }
+
+    fn words(mapping: &Mapping, at: usize) -> &LockWords {
+        let offset = mapping.layout().value_offset + 16 * at;
+        LockWords::named(mapping, offset as u64).expect("inside the value")
+    }
+
+    fn condvar(mapping: &Mapping) -> &RawCondvar {
+        // SAFETY: the one is a transparent wrapper of the other.
+        unsafe { &*core::ptr::from_ref(words(mapping, 0)).cast::<RawCondvar>() }
+    }
+
+    /// Somebody does that, and dies: its row.
+    fn dead(mapping: &Arc<Mapping>, part: impl FnOnce(&Attachment) + Send) -> u32 {
+        let part = || {
+            let me = Box::leak(attach(mapping, raw::reclaim).expect("a free row"));
+            part(me);
+            me.mark_dead();
+            me.id().index()
+        };
+        thread::scope(|scope| scope.spawn(part).join().expect("no panic"))
+    }
+
+    /// Is in the queue of the condition variable, and will return to that mutex.
+    fn queue(me: &Attachment, at: usize) -> WaitState {
+        let (row, index) = (me.row(), me.id().index());
+        row.lock.store(words(me.mapping(), at).name_in(me.mapping()), SeqCst);
+        row.condvar.store(words(me.mapping(), 0).name_in(me.mapping()), SeqCst);
+        row.waiting_as.store(me.id().bits(), SeqCst);
+        let waiting = WaitState::from_bits(row.state.load(SeqCst)).next_round();
+        row.state.store(waiting.bits(), SeqCst);
+        Stage::Queued.set(row);
+        enter(words(me.mapping(), 0), row, index, |_| Ok(())).expect("not queued yet");
+        waiting
+    }
+
+    /// Has that guard, for good.
+    fn keep_guard(me: &Attachment, at: usize) {
+        core::mem::forget(QueueGuard::take(words(me.mapping(), at), me).expect("the guard"));
+    }
+
+    fn await_sleeper(guard: &LockWords, or: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !Editor::from_bits(guard.guard.load(SeqCst)).is_awaited() && !or() {
+            assert!(start.elapsed() < Duration::from_secs(30), "nobody waits for the guard");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn who_uses_the_row_of_one_with_two_guards_gives_the_second_one_back_first() {
+        let (done, is_done) = channel();
+        let part = move || {
+            let mapping = &ground();
+            let me = attach(mapping, raw::reclaim).expect("a free row");
+            dead(mapping, |other| {
+                queue(other, 1);
+                keep_guard(other, 0);
+                keep_guard(other, 1);
+            });
+            let guard = QueueGuard::take(words(mapping, 0), &me).expect("over the dead");
+            thread::scope(|scope| {
+                scope.spawn(|| attach(mapping, raw::reclaim).expect("its row").detach());
+                await_sleeper(words(mapping, 0), || false);
+                // It waits for this thread, so this one must not wait for it.
+                drop(QueueGuard::take(words(mapping, 1), &me));
+                drop(guard);
+            });
+            assert_eq!(words(mapping, 0).tail.load(SeqCst), 0);
+            me.detach();
+            done.send(()).expect("somebody listens");
+        };
+        let thread = thread::spawn(part);
+        assert!(is_done.recv_timeout(Duration::from_secs(30)).is_ok(), "each waits for the other");
+        thread.join().expect("no panic");
+    }
+
+    #[test]
+    fn who_finishes_for_the_dead_is_found_in_its_own_queue_all_the_time() {
+        let mapping = &ground();
+        let me = attach(mapping, raw::reclaim).expect("a free row");
+        let (moved, is_moved) = channel();
+        let (end, ended) = channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                let waiter = attach(mapping, raw::reclaim).expect("a free row");
+                queue(&waiter, 2);
+                // Somebody was about to move it.
+                Stage::One.set(waiter.row());
+                moved.send(waiter.id().index()).expect("somebody listens");
+                let _ = ended.recv();
+                raw::reclaim(&waiter).expect("a place in the queue");
+                waiter.detach();
+            });
+            let waiter = is_moved.recv().expect("a waiter");
+            dead(mapping, |notifier| keep_guard(notifier, 0));
+            let guard = QueueGuard::take(words(mapping, 2), &me).expect("the guard");
+            let (name, told) = channel();
+            let heir = scope.spawn(move || {
+                let heir = attach(mapping, |_| Ok(())).expect("a free row");
+                let lock = words(mapping, 1).name_in(mapping);
+                heir.row().lock.store(lock, SeqCst);
+                name.send(heir.id().index()).expect("somebody listens");
+                drop(condvar(mapping).edit(&heir).expect("over the dead"));
+                heir.row().lock.store(0, SeqCst);
+                heir.detach();
+            });
+            let heir_row = me.table().row(told.recv().expect("an heir")).expect("its row");
+            await_sleeper(words(mapping, 2), || false);
+            assert_eq!(heir_row.lock.load(SeqCst), words(mapping, 1).name_in(mapping));
+            assert_eq!(heir_row.edits.load(SeqCst), words(mapping, 2).name_in(mapping));
+            drop(guard);
+            heir.join().expect("no panic");
+            assert_eq!(heir_row.edits.load(SeqCst), 0);
+            assert_eq!(words(mapping, 0).tail.load(SeqCst), 0);
+            assert_eq!(words(mapping, 2).tail.load(SeqCst), waiter);
+            drop(end);
+        });
+        me.detach();
+    }
 }

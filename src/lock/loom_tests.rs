@@ -409,6 +409,7 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
             row.stage.touch();
             row.condvar.touch();
             row.lock.touch();
+            row.edits.touch();
             attachment
         })
         .collect();

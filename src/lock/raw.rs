@@ -652,11 +652,19 @@ pub(super) fn enter(
 /// variable and the lock that its row names, where it may be a member, and may hold
 /// the guard.
 pub(crate) fn reclaim(me: &Attachment) -> Result<(), Corrupted> {
-    let Row { lock, condvar, stage, .. } = me.row();
+    let Row { lock, condvar, stage, edits, .. } = me.row();
     let named = |name| {
         LockWords::named(me.mapping(), name)
             .ok_or(Corrupted("a row names a lock that is not in the value"))
     };
+    // Before this thread waits for the guard of the condition variable: whoever has
+    // that now may wait for a lock's guard that is this row's still.
+    for name in [lock.load(Relaxed), edits.load(Relaxed)] {
+        if name != 0 {
+            give_back(named(name)?, me)?;
+        }
+    }
+    edits.store(0, Release);
     // In this order: from the one queue it may be moved to the other one.
     // Relaxed: the row is this thread's now. Release: it is out of the queue.
     match condvar.load(Relaxed) {
@@ -670,6 +678,15 @@ pub(crate) fn reclaim(me: &Attachment) -> Result<(), Corrupted> {
         name => reclaim_from(named(name)?, me)?,
     }
     lock.store(0, Release);
+    Ok(())
+}
+
+/// Gives the guard back, if the dead former user of `me`'s row has it. It left nothing
+/// that is to be repaired.
+fn give_back(words: &LockWords, me: &Attachment) -> Result<(), Corrupted> {
+    if words.guard_holder() == me.id().index() {
+        QueueGuard::take(words, me)?;
+    }
     Ok(())
 }
 

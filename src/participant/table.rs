@@ -24,6 +24,7 @@ use zerocopy::FromBytes;
 /// | `condvar` | its thread | the condition variable that it waits for, named like `lock`; 0 none |
 /// | `asleep` | its thread | since when it sleeps in its present wait, in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet, or is in none |
 /// | `terms` | its thread | what may end its present wait, for who looks for deadlocks; see `lock::word` |
+/// | `edits` | its thread | the lock to whose queue it moves another thread in a dead one's stead, named like `lock`; 0 none |
 /// | `token` | whoever unparks its thread, and that | futex; which user of the row it is about, and whether that may return from `park`: see [`Row::without_token`] |
 #[derive(FromBytes, Debug)]
 #[repr(C, align(64))]
@@ -39,7 +40,7 @@ pub(crate) struct Row {
     pub(crate) asleep: AtomicU64,
     pub(crate) terms: AtomicU32,
     pub(crate) token: AtomicU32,
-    reserved: u64,
+    pub(crate) edits: AtomicU64,
 }
 
 /// The bit of a row's `token` that is set if its thread has one.
@@ -150,7 +151,7 @@ const _: () = {
     assert!(offset_of!(Row, state) == 20 && offset_of!(Row, since) == 24);
     assert!(offset_of!(Row, stage) == 28 && offset_of!(Row, condvar) == 32);
     assert!(offset_of!(Row, asleep) == 40 && offset_of!(Row, terms) == 48);
-    assert!(offset_of!(Row, token) == 52);
+    assert!(offset_of!(Row, token) == 52 && offset_of!(Row, edits) == 56);
     assert!(size_of::<Counters>() == 32 && COUNTERS_OFFSET.is_multiple_of(64));
     assert!(size_of::<IdentityRecord>() == IDENTITY_SIZE);
     assert!(offset_of!(IdentityRecord, generation) == 0);
