@@ -585,6 +585,8 @@ pub(super) fn reclaim(words: &LockWords, me: &Attachment) -> Result<(), Corrupte
         }
         Stage::None | Stage::All => {}
     }
+    // While nobody else can find that there is something to be passed on.
+    Stage::None.set(me.row());
     Ok(())
 }
 
@@ -725,5 +727,26 @@ mod tests {
             drop(end);
         });
         me.detach();
+    }
+
+    #[test]
+    fn what_is_left_to_be_passed_on_is_gone_with_the_guard() {
+        let mapping = &ground();
+        let row = dead(mapping, |other| {
+            other.row().condvar.store(words(mapping, 0).name_in(mapping), SeqCst);
+            other.row().waiting_as.store(other.id().bits(), SeqCst);
+            Stage::One.set(other.row());
+        });
+        let look = |me: &Attachment| {
+            reclaim(words(me.mapping(), 0), me)?;
+            assert_eq!(Stage::of(me.row()), Stage::None);
+            raw::reclaim(me)
+        };
+        let part = || {
+            let me = attach(mapping, look).expect("the row");
+            assert_eq!(me.id().index(), row);
+            me.detach();
+        };
+        thread::scope(|scope| scope.spawn(part).join().expect("no panic"));
     }
 }
