@@ -34,7 +34,7 @@
 //! that nobody notified.
 #![allow(unsafe_code)]
 
-use super::queue::{QueueGuard, Unlinked};
+use super::queue::{Oldest, QueueGuard, Unlinked};
 use super::raw::{Failed, RawMutex, enter};
 use super::wait::{self, Detect, Limits, Slept, Watched};
 use super::word::{Code, LockWords, Policy, Stage, WaitState};
@@ -186,7 +186,7 @@ impl RawCondvar {
         if active(Fault::LateToQueue) {
             let _ = mutex.unlock(me, hasty);
         }
-        match guard.oldest().map_err(Refused::Corrupted)? {
+        match oldest(me, &guard).map_err(Refused::Corrupted)? {
             Some(oldest) if !self.returns_to(me, oldest.index, mutex) => {
                 return Err(Refused::OtherMutex);
             }
@@ -368,7 +368,7 @@ impl RawCondvar {
     /// Notifies all living waiters: how many there were.
     pub(crate) fn notify_all(&self, me: &Attachment) -> Result<usize, Corrupted> {
         self.notifying(me, |guard| {
-            let Some(oldest) = guard.oldest()? else { return Ok(0) };
+            let Some(oldest) = oldest(me, guard)? else { return Ok(0) };
             // Who is to finish this if this thread cannot.
             self.rouse(me, oldest.index)?;
             self.0.owner.store(News::All.bits(), SeqCst);
@@ -421,7 +421,7 @@ impl RawCondvar {
         stage: Stage,
         neighbours: Neighbours,
     ) -> Result<Option<u32>, Corrupted> {
-        let Some(oldest) = guard.oldest()? else { return Ok(None) };
+        let Some(oldest) = oldest(me, guard)? else { return Ok(None) };
         let index = oldest.index;
         let row = me.table().row(index).ok_or(NO_ROW)?;
         // SAFETY: it is in this queue, so inside its wait, which it cannot end before
@@ -554,6 +554,21 @@ fn admit(
     enter(mutex, row, index, before)
 }
 
+/// The oldest living waiter; the dead in front of it are taken out, also those whose
+/// rows have new users, who have yet to clear up.
+fn oldest(me: &Attachment, guard: &QueueGuard) -> Result<Option<Oldest>, Corrupted> {
+    for _ in 0..=me.mapping().rows() {
+        let oldest = guard.oldest()?;
+        match oldest {
+            Some(Oldest { index, id, .. }) if !matches!(me.table().fate(id), Fate::Alive(_)) => {
+                take_out(me, guard, index)?;
+            }
+            _ => return Ok(oldest),
+        }
+    }
+    Err(Corrupted("the dead in front of a queue are more than there are rows"))
+}
+
 /// Takes row `index` out of the queue, if it is there, and has who is behind it look.
 fn take_out(me: &Attachment, guard: &QueueGuard, index: u32) -> Result<(), Corrupted> {
     match guard.unlink(index)? {
@@ -598,6 +613,7 @@ mod tests {
     use crate::memory::layout::Wanted;
     use crate::memory::map::{Mapping, Request};
     use crate::participant::attach::attach;
+    use crate::sys::clock::Deadline;
     use std::sync::Arc;
     use std::sync::mpsc::channel;
     use std::thread;
@@ -618,6 +634,11 @@ mod tests {
     fn condvar(mapping: &Mapping) -> &RawCondvar {
         // SAFETY: the one is a transparent wrapper of the other.
         unsafe { &*core::ptr::from_ref(words(mapping, 0)).cast::<RawCondvar>() }
+    }
+
+    fn mutex(mapping: &Mapping, at: usize) -> &RawMutex {
+        // SAFETY: the one is a transparent wrapper of the other.
+        unsafe { &*core::ptr::from_ref(words(mapping, at)).cast::<RawMutex>() }
     }
 
     /// Somebody does that, and dies: its row.
@@ -726,6 +747,37 @@ mod tests {
             assert_eq!(words(mapping, 2).tail.load(SeqCst), waiter);
             drop(end);
         });
+        me.detach();
+    }
+
+    #[test]
+    fn a_dead_waiter_whose_row_has_a_new_user_is_neither_notified_nor_minded() {
+        let mapping = &ground();
+        let me = attach(mapping, raw::reclaim).expect("a free row");
+        let row = dead(mapping, |other| _ = queue(other, 1));
+        let (joined, has_joined) = channel();
+        let (go_on, goes_on) = channel::<()>();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // It has yet to clear up.
+                let user = attach(mapping, |_| Ok(())).expect("the row");
+                joined.send(user.id().index()).expect("somebody listens");
+                let _ = goes_on.recv();
+                raw::reclaim(&user).expect("what was left");
+                user.detach();
+            });
+            assert_eq!(has_joined.recv(), Ok(row));
+            let over = Limits { deadline: Some(Deadline::now()), ..Limits::default() };
+            let hasty = mutex(mapping, 2).lock(&me, Limits::default()).expect("a free lock");
+            let waited = condvar(mapping).wait(&me, mutex(mapping, 2), hasty, over);
+            let (outcome, hasty) = waited.expect("nobody waits with another mutex");
+            assert_eq!(outcome, Outcome::TimedOut);
+            mutex(mapping, 2).unlock(&me, hasty).expect("it is held");
+            assert_eq!(condvar(mapping).notify_one(&me), Ok(false));
+            assert_eq!(words(mapping, 0).tail.load(SeqCst), 0);
+            drop(go_on);
+        });
+        assert_eq!(Stage::of(me.table().row(row).expect("a row")), Stage::None);
         me.detach();
     }
 
