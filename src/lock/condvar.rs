@@ -51,6 +51,8 @@ use zerocopy::FromBytes;
 const NO_ROW: Corrupted = Corrupted("a waiter for a condition variable has no row");
 const NO_MUTEX: Corrupted = Corrupted("a waiter for a condition variable will return to no mutex");
 
+const NOBODY_TELLS: Corrupted = Corrupted("all are to be notified, and nobody does it");
+
 /// A condition variable: 16 bytes, of which all zero means that nobody waits.
 ///
 /// | word | value | set by |
@@ -157,6 +159,7 @@ impl RawCondvar {
             }
         })?;
         let lost = |failed| {
+            wait::wake_up(row);
             me.mark_broken();
             Refused::Lost(failed)
         };
@@ -292,8 +295,23 @@ impl RawCondvar {
         let table = me.table();
         match row.prev.load(SeqCst) {
             0 => {
-                let News::Last(id) = News::from_bits(self.0.owner.load(SeqCst)) else {
-                    return Ok(Look::Watch(None));
+                let news = News::from_bits(self.0.owner.load(SeqCst));
+                // Or else it was moved meanwhile, and nobody is in front of it there.
+                if Stage::of(row) != Stage::Queued {
+                    return Ok(Look::Again);
+                }
+                let id = match news {
+                    News::Nothing => return Ok(Look::Watch(None)),
+                    News::Last(id) => id,
+                    // It is about to be moved behind another one, and is not told,
+                    // because it would watch that one if it had been asleep.
+                    News::All => {
+                        let _guard = self.edit(me)?;
+                        return match News::from_bits(self.0.owner.load(SeqCst)) {
+                            News::All => Err(NOBODY_TELLS),
+                            _ => Ok(Look::Again),
+                        };
+                    }
                 };
                 match table.fate(id) {
                     Fate::Alive(life) => {
@@ -800,5 +818,30 @@ mod tests {
             me.detach();
         };
         thread::scope(|scope| scope.spawn(part).join().expect("no panic"));
+    }
+
+    #[test]
+    fn who_comes_to_the_head_while_all_are_notified_does_not_sleep() {
+        let mapping = &ground();
+        let me = attach(mapping, raw::reclaim).expect("a free row");
+        let guard = QueueGuard::take(words(mapping, 0), &me).expect("the guard");
+        words(mapping, 0).owner.store(News::All.bits(), SeqCst);
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let waiter = attach(mapping, raw::reclaim).expect("a free row");
+                let waiting = queue(&waiter, 1);
+                let look = condvar(mapping).look(&waiter, waiting).expect("nothing is wrong");
+                let looks_again = matches!(look, Look::Again);
+                raw::reclaim(&waiter).expect("a place in the queue");
+                waiter.detach();
+                looks_again
+            });
+            await_sleeper(words(mapping, 0), || waiter.is_finished());
+            let queued = words(mapping, 0).tail.load(SeqCst);
+            condvar(mapping).transfer_all(&me, &guard, queued).expect("a waiter");
+            drop(guard);
+            assert!(waiter.join().expect("no panic"), "it goes to sleep behind nobody");
+        });
+        me.detach();
     }
 }
