@@ -15,7 +15,10 @@
 //! circle once more. In a row, `asleep` is looked at before and after all else, and in
 //! the second look must be what it was in the first. A thread stores the time there
 //! when it falls asleep in a wait, and 0 when the wait is over, before it does anything
-//! else to a lock. No time comes twice. Each access is an acquire or a release, so:
+//! else to a lock. If it sleeps in the queue of a condition variable, and so for no
+//! lock, whoever moves it to that of the lock stores the time there anew before it is
+//! in that one: meanwhile it can neither end its wait nor be handed the lock. No time
+//! comes twice. Each access is an acquire or a release, so:
 //!
 //! * What was read between two equal looks at `asleep` is of that very wait: of the next
 //!   one it could have been seen only if the 0 in between had been.
@@ -23,7 +26,8 @@
 //!   for another one, owns it all through that wait. It acquired it before: had it done
 //!   so after the wait, who sees it own the lock would see the 0, too, also if it was
 //!   handed the lock, for by then it had queued. And it has not released it since: who
-//!   sees it asleep sees what it had released before, and in a wait it releases nothing.
+//!   sees it asleep sees what it had released before, and in a wait it releases nothing,
+//!   but for the lock to which it will return, and that before it falls asleep.
 //!
 //! So of a circle that passes, each holds a lock for as long as its wait lasts, and the
 //! one before it waits for that. None of these waits can have ended before the next
@@ -33,13 +37,13 @@
 //! # Who gives up
 //!
 //! Of those in the circle who look, the one who fell asleep last. While the circle
-//! stands nothing that this depends on changes: `asleep`, what each waits for, and who
-//! they are. So all who look find the same one, whenever they do. When that one is
+//! stands nothing that this depends on changes: `asleep` of those who look (whom
+//! another one moves does not), what each waits for, and who they are. So all who look find the same one, whenever they do. When that one is
 //! out of the queue there is no circle any more for the others to find, and before
 //! that they find that it is not them. If it comes back to the same lock with the same
 //! locks, that is another circle, and its turn again.
 
-use super::word::{CHECKS, Code, ENDS_BY_ITSELF, LockWords, WaitState};
+use super::word::{CHECKS, Code, ENDS_BY_ITSELF, LockWords, Stage, WaitState};
 use crate::memory::layout::Life;
 use crate::memory::map::Mapping;
 use crate::memory::registry;
@@ -106,7 +110,7 @@ impl Wait {
             && wait.lock != 0
             && row.waiting_as.load(Acquire) == id.bits();
         // In the queue of a condition variable nobody waits for a lock.
-        let notified = row.condvar.load(Acquire) == 0 || row.stage.load(Acquire) != 1;
+        let notified = row.condvar.load(Acquire) == 0 || Stage::of(row) != Stage::Queued;
         let ends = wait.terms & ENDS_BY_ITSELF != 0 && !active(Fault::TimedCounts);
         (waits && notified && !ends && last.asleep.load(Acquire) == asleep).then_some(wait)
     }

@@ -16,13 +16,13 @@ use zerocopy::FromBytes;
 /// |---|---|---|
 /// | `lock` | its thread | the lock whose slow path the thread is inside, 0 none: an offset in a segment, an address in private memory |
 /// | `waiting_as` | its thread | the id under which it enqueued |
-/// | `prev` | its thread before it enqueues, then whoever holds the lock's guard | the waiter in front, 0 none |
+/// | `prev` | who enqueues it: its thread, or who notifies it; then whoever holds the lock's guard | the waiter in front, 0 none |
 /// | `next` | whoever holds the lock's guard | the waiter behind, if that is known already; else 0 |
 /// | `state` | its thread, and whoever nudges or grants | futex; see `lock::word::WaitState` |
-/// | `since` | its thread | when it enqueued, in `sys::clock::ticks`; for locks that can be taken past a queue |
+/// | `since` | who enqueues it | when it enqueued, in `sys::clock::ticks`; for locks that can be taken past a queue |
 /// | `stage` | its thread, and who notifies it | how far its wait for a condition variable has come |
 /// | `condvar` | its thread | the condition variable that it waits for, named like `lock`; 0 none |
-/// | `asleep` | its thread | since when it sleeps in its present wait, in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet, or is in none |
+/// | `asleep` | its thread; who notifies it, if it sleeps | since when it sleeps in its present wait (for the lock, once it is notified), in nanoseconds on `CLOCK_MONOTONIC`; 0 if it has not slept yet, or is in none |
 /// | `terms` | its thread | what may end its present wait, for who looks for deadlocks; see `lock::word` |
 /// | `edits` | its thread | the lock to whose queue it moves another thread in a dead one's stead, named like `lock`; 0 none |
 /// | `token` | whoever unparks its thread, and that | futex; which user of the row it is about, and whether that may return from `park`: see [`Row::without_token`] |
