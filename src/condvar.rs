@@ -31,8 +31,8 @@ use zerocopy::FromBytes;
 ///   hundred wakes one at a time, not a hundred at once.
 /// * **Nothing is lost to the dead.** A waiter that is killed is skipped. One that is
 ///   killed after it was notified, and before it had the mutex, leaves its
-///   notification to the next. A notifier that is killed has notified or has not; what it began
-///   is finished by others.
+///   notification to the next. A notifier that is killed has notified or has not; what
+///   it began is finished by others.
 /// * **No spurious wake-ups**, with two exceptions. If a notified waiter *and* the
 ///   thread that passes its notification on are killed, two others may be woken by it.
 ///   And if several have been notified one by one, nobody else waits, and one of them

@@ -141,9 +141,10 @@ impl Policy {
 /// ```
 ///
 /// Row 0 is nobody; SLEEP is set if somebody sleeps on the word; THROUGHPUT is
-/// the policy, which editors leave as it is. The 14 low bits of the generation tell a dead editor from who re-uses its row, and
-/// with it its guard, to clear up: whoever saw the former dead, and is about to
-/// replace it, must fail once the latter edits.
+/// the policy, which editors leave as it is. The 14 low bits of the generation tell
+/// a dead editor from who re-uses its row, and with it its guard, to clear up:
+/// whoever saw the former dead, and is about to replace it, must fail once the
+/// latter edits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Editor(u32);
 
