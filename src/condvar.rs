@@ -28,7 +28,8 @@ use zerocopy::FromBytes;
 /// * **Straight to the mutex.** A notified waiter goes from this queue to the mutex's,
 ///   behind those that wait there already. The first one of many is woken to look
 ///   whom it waits for by now, the others when the mutex is theirs; so notifying a
-///   hundred wakes one at a time, not a hundred at once.
+///   hundred wakes one at a time, not a hundred at once. (With a mutex of
+///   [`Policy::Throughput`](crate::Policy::Throughput) each looks once.)
 /// * **Nothing is lost to the dead.** A waiter that is killed is skipped. One that is
 ///   killed after it was notified, and before it had the mutex, leaves its
 ///   notification to the next. A notifier that is killed has notified or has not; what

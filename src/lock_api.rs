@@ -75,7 +75,8 @@ use zerocopy::FromBytes;
 ///   still holds, as by [`MutexGuard::leak`]: until its process
 ///   ends. (A thread that is killed is killed with its process.)
 /// * `lock_api`'s guards do not look whether `fork` has copied them. In the child such a
-///   guard holds nothing: it may be dropped, and must not be used.
+///   guard holds nothing: it may be dropped, and must not be used. (To wait for a
+///   condition variable with it aborts the child.)
 /// * `MutexGuard::unlocked` and `bump` abort where [`Mutex::lock`] would
 ///   panic.
 ///

@@ -49,7 +49,7 @@ pub(crate) fn park(me: &Attachment, limits: Limits) -> Result<(), Failed> {
         }
         // Whom it waits for, nobody knows: it watches no death.
         over = match wait::sleep(me, Deadline::now(), (word, without), None, limits)? {
-            Slept::Look => None,
+            Slept::Look | Slept::Heartbeat => None,
             Slept::TimedOut => Some(Failed::TimedOut),
             Slept::Interrupted => Some(Failed::Interrupted),
         };

@@ -270,7 +270,7 @@ impl<'a> QueueGuard<'a> {
             let Some(head) = self.head()? else { return Ok(None) };
             let life = self.table().life(head).ok_or(BAD_ROW)?;
             if died(life.load(SeqCst)) {
-                self.mourn(head)?;
+                mourn(self.me, head)?;
                 if let Unlinked::Before(successor) = self.unlink(head)? {
                     wait::nudge(self.me, successor)?;
                 }
@@ -289,22 +289,6 @@ impl<'a> QueueGuard<'a> {
             return Ok(Some(Oldest { index: head, id, state, since }));
         }
         Err(CYCLE)
-    }
-
-    /// A dead waiter, row `index`, is about to be taken out. If it had been notified,
-    /// somebody who waits for the condition variable is to look, and to be notified in
-    /// its stead.
-    fn mourn(&self, index: u32) -> Result<(), Corrupted> {
-        let row = self.row(index)?;
-        if Stage::of(row) != Stage::One || active(Fault::NoPassingOn) {
-            return Ok(());
-        }
-        // In private memory only a forked child meets the dead, and all of them.
-        let condvar = LockWords::named(self.me.mapping(), row.condvar.load(SeqCst));
-        match condvar.map_or(0, |condvar| condvar.tail.load(SeqCst)) {
-            0 => Ok(()),
-            tail => wait::nudge(self.me, tail),
-        }
     }
 
     /// The waiter behind so many others; `None` if there are not so many.
@@ -374,7 +358,7 @@ impl<'a> QueueGuard<'a> {
             if !died(life.load(SeqCst)) {
                 return Ok(());
             }
-            self.mourn(prev)?;
+            mourn(self.me, prev)?;
             self.bypass(prev, self.row(prev)?.prev.load(SeqCst), index)?;
         }
         Err(CYCLE)
@@ -387,6 +371,22 @@ impl Drop for QueueGuard<'_> {
         if last.is_awaited() && !active(Fault::NoGuardWake) {
             futex::wake_all(&self.words.guard);
         }
+    }
+}
+
+/// The user of row `index`, who is dead, gives up its place in a queue, or its lock. If
+/// it had been notified, and had not returned, somebody who waits for the condition
+/// variable is to look, and to be notified in its stead.
+pub(super) fn mourn(me: &Attachment, index: u32) -> Result<(), Corrupted> {
+    let row = me.table().row(index).ok_or(BAD_ROW)?;
+    if Stage::of(row) != Stage::One || active(Fault::NoPassingOn) {
+        return Ok(());
+    }
+    // In private memory only a forked child meets the dead, and all of them.
+    let condvar = LockWords::named(me.mapping(), row.condvar.load(SeqCst));
+    match condvar.map_or(0, |condvar| condvar.tail.load(SeqCst)) {
+        0 => Ok(()),
+        tail => wait::nudge(me, tail),
     }
 }
 

@@ -315,7 +315,7 @@ impl RawMutex {
             }
             watched.hasty &= !seen;
             match wait::park(me, waiting, Some(watched), limits) {
-                Ok(Slept::Look) => {}
+                Ok(Slept::Look | Slept::Heartbeat) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
                 Ok(Slept::Interrupted) => return self.give_up(me, Failed::Interrupted),
                 // Who cannot sleep here must not stand in the others' way.
@@ -387,6 +387,10 @@ impl RawMutex {
                 let taken = take(me.id().as_heir().as_fencing());
                 if taken && !active(Fault::NotTold) {
                     me.inherit(self.address(), owner.plain());
+                }
+                if taken {
+                    // It may have been on its way out of a wait for a condition variable.
+                    queue::mourn(me, owner.index())?;
                 }
                 Ok(if taken { Look::Mine } else { Look::Again })
             }

@@ -41,7 +41,10 @@ pub(super) struct Watched {
 /// How a sleep ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slept {
+    /// Somebody woke it, most probably.
     Look,
+    /// Nobody did: it looks all the same, every now and then.
+    Heartbeat,
     TimedOut,
     Interrupted,
 }
@@ -157,7 +160,7 @@ pub(super) fn sleep(
                 if let Some(Watched { index, life, .. }) = watched {
                     consult_witness(me.mapping(), index, life);
                 }
-                break Ok(Slept::Look);
+                break Ok(Slept::Heartbeat);
             }
             Err(rustix::io::Errno::FAULT) => break Err(Corrupted("its file was truncated")),
             // No memory in the kernel for the moment, or something that it was
