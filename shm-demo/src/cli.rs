@@ -2,9 +2,9 @@
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::course::MAX_WORKERS;
-use crate::pool::cli::{POOL, POOL_MORE, PoolArgs, PoolClientArgs};
-use crate::queue::cli::{QUEUE, QUEUE_MORE, QueueArgs, QueueMemberArgs};
-use crate::state::cli::{STATE, STATE_MORE, StateArgs, StateWorkerArgs};
+use crate::pool::cli::{POOL, POOL_MORE, PoolArgs};
+use crate::queue::cli::{QUEUE, QUEUE_MORE, QueueArgs};
+use crate::state::cli::{STATE, STATE_MORE, StateArgs};
 use crate::storm::{self, Restart};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -102,7 +102,7 @@ Examples:
 const PATH: &str = "\
 Where to create the segment; removed at the end
 
-[default: /dev/shm/heirlock-counter-PID]
+[default: /dev/shm/heirlock-COMMAND-PID]
 
 There must be nothing at that path: two runs are never mixed, and nothing is
 overwritten. (A run that was itself killed with SIGKILL leaves its segment
@@ -179,13 +179,6 @@ Examples:
   shm-demo storm --no-restart --seconds 300 --json | tail -n 1
   shm-demo storm --timeouts --stops --kills-per-second 20 --plot storm.svg";
 
-const STORM_PATH: &str = "\
-Where to create the segment; removed at the end
-
-[default: /dev/shm/heirlock-storm-PID]
-
-There must be nothing at that path.";
-
 const INSPECT: &str = "\
 Shows a segment of any program: its header, who takes part, and for each lock the
 owner and the queue, in the order in which it will be served. Nothing is locked
@@ -254,19 +247,19 @@ pub(crate) enum Command {
     Pool(PoolArgs),
     /// One of the processes that `pool` starts
     #[command(hide = true)]
-    PoolClient(PoolClientArgs),
+    PoolClient(WorkerArgs),
     /// Push and pop in many processes, kill them, and lose no item
     #[command(long_about = QUEUE, after_long_help = QUEUE_MORE)]
     Queue(QueueArgs),
     /// One of the processes that `queue` starts
     #[command(hide = true)]
-    QueueMember(QueueMemberArgs),
+    QueueMember(WorkerArgs),
     /// Share keys and values, and lose none when somebody is killed
     #[command(long_about = STATE, after_long_help = STATE_MORE)]
     State(StateArgs),
     /// One of the processes that `state bench` starts
     #[command(hide = true)]
-    StateWorker(StateWorkerArgs),
+    StateWorker(WorkerArgs),
     /// Signals, timeouts, cancellations, stops and kills, and nobody sleeps on
     #[command(long_about = STORM, after_long_help = STORM_MORE)]
     Storm(StormArgs),
@@ -278,12 +271,25 @@ pub(crate) enum Command {
     Worker(WorkerArgs),
 }
 
+/// What the commands have in common that kill those who do the work.
 #[derive(Args)]
-pub(crate) struct CounterArgs {
+pub(crate) struct TrialArgs {
     /// Where to create the segment; removed at the end
     #[arg(long, value_name = "PATH", long_help = PATH)]
     pub(crate) path: Option<PathBuf>,
 
+    /// How many times a running process is killed
+    #[arg(long, value_name = "N", default_value_t = 40,
+          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub(crate) kills: u32,
+
+    /// Print one JSON object as the last line, instead of the summary
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct CounterArgs {
     /// How many worker processes run at a time
     #[arg(long, value_name = "N", default_value_t = 4,
           value_parser = clap::value_parser!(u32).range(1..=MAX_WORKERS as i64))]
@@ -294,14 +300,8 @@ pub(crate) struct CounterArgs {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000_000))]
     pub(crate) increments: u64,
 
-    /// How many times a running worker is killed
-    #[arg(long, value_name = "N", default_value_t = 40,
-          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub(crate) kills: u32,
-
-    /// Print one JSON object as the last line, instead of the summary
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) trial: TrialArgs,
 }
 
 #[derive(Args)]
@@ -367,7 +367,7 @@ pub(crate) struct StormArgs {
     pub(crate) floor_eintr: u64,
 
     /// Where to create the segment; removed at the end
-    #[arg(long, value_name = "PATH", long_help = STORM_PATH)]
+    #[arg(long, value_name = "PATH", long_help = PATH)]
     pub(crate) path: Option<PathBuf>,
 }
 
@@ -383,12 +383,8 @@ impl StormArgs {
 
 #[derive(Args)]
 pub(crate) struct StormWorkerArgs {
-    /// The file of the segment
-    pub(crate) path: PathBuf,
-    /// Which of the workers this is, from 0 on
-    pub(crate) slot: usize,
-    /// The process that started it
-    pub(crate) parent: u32,
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
     /// Which handlers have SA_RESTART
     pub(crate) restart: Restart,
     #[arg(long)]
@@ -413,6 +409,7 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
+/// What `Crew` tells each process that it starts.
 #[derive(Args)]
 pub(crate) struct WorkerArgs {
     /// The file of the segment

@@ -4,30 +4,20 @@
 use crate::Result;
 use crate::cli::CounterArgs;
 use crate::course::Course;
-use crate::crew::Crew;
 use crate::ledger::Book;
 use crate::outcome::End;
 use crate::report::Report;
-use crate::segment_file::SegmentFile;
 use crate::shared::{self, Shared};
-use crate::signals::Signals;
-use crate::trial::{FINAL_LOCK, STUCK, Subject, Trial};
+use crate::trial::{self, Subject, Trial};
 use heirlock::{MutexGuard, Participant, Segment};
 use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(args: &CounterArgs) -> Result<ExitCode> {
-    let signals = Signals::watch()?;
-    // Dropped in the reverse order, also when this panics: first the workers
-    // end, then the segment goes.
     let create = |path: &Path| shared::create(path, args.workers, args.increments);
-    let (file, segment) = SegmentFile::create(args.path.as_deref(), "counter", create)?;
-    let crew = Crew::new("worker", &file.0, args.workers, &[]);
-    let mut trial = Trial::new(&segment, &file.0, crew, args.kills, STUCK);
-    let end = trial.run(&signals)?;
-    let report = report(args, &segment, trial, &end);
-    report.print(args.json)?;
-    Ok(report.outcome.exit_code())
+    trial::run(&args.trial, "counter", "worker", create, |shared, trial, end| {
+        report(args, shared, trial, end)
+    })
 }
 
 impl Subject for Segment<Shared> {
@@ -48,19 +38,14 @@ impl Subject for Segment<Shared> {
 fn report(args: &CounterArgs, shared: &Shared, mut trial: Trial, end: &End) -> Report {
     let mut counted = 0;
     let mut book = Book::default();
-    match shared.ledger.try_lock_for(FINAL_LOCK) {
-        Some(mut ledger) => {
-            let inherited = MutexGuard::inherited(&ledger).is_some();
-            ledger.repair(inherited);
-            counted = ledger.done();
-            if let Err(what) = ledger.count() {
-                trial.fail(what);
-            }
-            book = ledger.book.clone();
+    if let Some(mut ledger) = trial.final_lock(|time| shared.ledger.try_lock_for(time)) {
+        let inherited = MutexGuard::inherited(&ledger).is_some();
+        ledger.repair(inherited);
+        counted = ledger.done();
+        if let Err(what) = ledger.count() {
+            trial.fail(what);
         }
-        None => trial.fail(format!(
-            "the lock could not be had for {FINAL_LOCK:?}, though nobody is left to hold it"
-        )),
+        book = ledger.book.clone();
     }
     if let End::Done = end {
         check(args, &mut trial, counted, &book);
@@ -84,21 +69,19 @@ fn report(args: &CounterArgs, shared: &Shared, mut trial: Trial, end: &End) -> R
 fn check(args: &CounterArgs, trial: &mut Trial, counted: u64, book: &Book) {
     let CounterArgs { workers, increments, .. } = *args;
     let deaths = trial.deaths();
-    let mut must = |holds: bool, what: String| {
-        if !holds {
-            trial.fail(what);
-        }
-    };
-    must(counted == increments, format!("counted {counted} increments, not {increments}"));
+    trial.must(counted == increments, format!("counted {counted} increments, not {increments}"));
     let Book { acquisitions, inherited, repaired, overlaps, untold, .. } = *book;
-    must(overlaps == 0, format!("{overlaps} times two workers had the lock at once"));
-    must(untold == 0, format!("{untold} times an owner was not told of a dead one"));
-    must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
-    must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
-    must(acquisitions >= counted, format!("{counted} increments in {acquisitions} acquisitions"));
+    trial.must(overlaps == 0, format!("{overlaps} times two workers had the lock at once"));
+    trial.must(untold == 0, format!("{untold} times an owner was not told of a dead one"));
+    trial.must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
+    trial.must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
+    trial.must(
+        acquisitions >= counted,
+        format!("{counted} increments in {acquisitions} acquisitions"),
+    );
     let inversions = book.order_inversions;
-    must(inversions == 0, format!("{inversions} times somebody was served out of order"));
-    must(
+    trial.must(inversions == 0, format!("{inversions} times somebody was served out of order"));
+    trial.must(
         workers == 1 || book.order_checked > 0,
         "no hand-over could be checked for its order".into(),
     );

@@ -2,6 +2,7 @@
 //! is, how far it may go, and who is who.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
+use crate::Result;
 use heirlock::Participant;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use zerocopy::FromBytes;
@@ -77,8 +78,17 @@ impl Course {
         &self.participants[..self.workers()]
     }
 
-    pub(crate) fn take_place(&self, slot: usize, participant: Participant) {
-        self.places()[slot].store(participant.to_bits(), Relaxed);
+    /// For a worker, whose kind has `most` places.
+    pub(crate) fn take_place(
+        &self,
+        slot: usize,
+        participant: Participant,
+        most: usize,
+    ) -> Result<()> {
+        let mut places = self.places().iter().take(most);
+        let place = places.nth(slot).ok_or_else(|| format!("there is no place {slot}"))?;
+        place.store(participant.to_bits(), Relaxed);
+        Ok(())
     }
 
     /// Whether there has been a worker in each place.

@@ -39,7 +39,7 @@ pub(crate) struct Crew {
 
 impl Crew {
     /// A crew for the segment at `path`, of nobody so far.
-    pub(crate) fn new(role: &'static str, path: &Path, workers: u32, more: &[&str]) -> Self {
+    pub(crate) fn new(role: &'static str, path: &Path, workers: usize, more: &[&str]) -> Self {
         let more = more.iter().map(ToString::to_string).collect();
         Self { role, more, path: path.to_path_buf(), places: (0..workers).map(|_| None).collect() }
     }

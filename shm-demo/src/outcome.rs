@@ -49,29 +49,33 @@ impl Outcome {
         };
         format!("{} of {}{outside}", self.kills, self.kills_asked)
     }
+}
 
-    /// Prints `report`, of which this is a part: as JSON, or what `lines` says of
-    /// it and then how it ended, where `held` is what a good end has shown.
-    pub(crate) fn print(
-        &self,
-        report: &impl Serialize,
-        json: bool,
-        lines: &[(&str, String)],
-        held: &str,
-    ) -> Result<()> {
-        for failure in &self.failures {
+/// What a run has to say at its end, of which its outcome is a part.
+pub(crate) trait Account: Serialize + Sized {
+    /// What a good end has shown.
+    const HELD: &'static str;
+
+    fn outcome(&self) -> &Outcome;
+
+    /// What it says for people, besides how it ended: names, and what there is to each.
+    fn lines(&self) -> [(&'static str, String); 4];
+
+    fn print(&self, json: bool) -> Result<()> {
+        let outcome = self.outcome();
+        for failure in &outcome.failures {
             eprintln!("shm-demo: FAILED: {failure}");
         }
         if json {
-            return print_json(report);
+            return print_json(self);
         }
-        let end = match (self.outcome, self.signal) {
-            ("held", _) => held,
+        let end = match (outcome.outcome, outcome.signal) {
+            ("held", _) => Self::HELD,
             (_, Some(signal)) => &format!("ended by {signal}, nothing is proved; cleaned up"),
             _ => "see the lines that say FAILED; cleaned up",
         };
         let mut text = String::new();
-        for (name, what) in lines.iter().chain([&(self.outcome, end.to_string())]) {
+        for (name, what) in self.lines().iter().chain([&(outcome.outcome, end.to_string())]) {
             writeln!(text, "{name:<13} {what}").expect("a String takes anything");
         }
         print(&text)

@@ -1,7 +1,6 @@
 //! What `shm-demo counter` has to say at the end.
 
-use crate::Result;
-use crate::outcome::Outcome;
+use crate::outcome::{Account, Outcome};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -22,9 +21,16 @@ pub(crate) struct Report {
     pub(crate) longest_wait_us: u64,
 }
 
-impl Report {
-    pub(crate) fn print(&self, json: bool) -> Result<()> {
-        let lines = [
+impl Account for Report {
+    const HELD: &'static str = "everything: no increment lost or doubled, every tear repaired by an heir, \
+                    the lock free at the end";
+
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    fn lines(&self) -> [(&'static str, String); 4] {
+        [
             (
                 "increments",
                 format!(
@@ -59,9 +65,6 @@ impl Report {
                     Duration::from_micros(self.longest_wait_us)
                 ),
             ),
-        ];
-        let held = "everything: no increment lost or doubled, every tear repaired by an heir, \
-                    the lock free at the end";
-        self.outcome.print(self, json, &lines, held)
+        ]
     }
 }

@@ -1,24 +1,26 @@
 //! A crew that works until all is done, while its members are killed.
 
 use crate::Result;
+use crate::cli::TrialArgs;
 use crate::course::Course;
 use crate::crew::Crew;
-use crate::outcome::{End, Outcome};
+use crate::outcome::{Account, End, Outcome};
+use crate::segment_file::SegmentFile;
 use crate::signals::Signals;
-use heirlock::{Participant, Snapshot};
+use heirlock::{Participant, Segment, SegmentError, Snapshot};
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use std::io::{IsTerminal, stderr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::ExitStatus;
+use std::process::{ExitCode, ExitStatus};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Without progress for this long a run has failed, if not said otherwise.
-pub(crate) const STUCK: Duration = Duration::from_secs(60);
+/// Without progress for this long a run has failed.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// How long the parent waits for a lock that nobody can hold any more.
-pub(crate) const FINAL_LOCK: Duration = Duration::from_secs(20);
+const FINAL_LOCK: Duration = Duration::from_secs(20);
 
 /// How long it tries to find out who owns the lock.
 const AIMS: u32 = 1000;
@@ -39,11 +41,34 @@ pub(crate) trait Subject {
     fn bury(&self) {}
 }
 
+/// Tries what `create` makes for `shm-demo DEMO`, with a crew that has the subcommand
+/// `role`, and prints what `report` says of it when nobody is left.
+pub(crate) fn run<T, A: Account>(
+    args: &TrialArgs,
+    demo: &str,
+    role: &'static str,
+    create: impl Fn(&Path) -> std::result::Result<Segment<T>, SegmentError>,
+    report: impl FnOnce(&Segment<T>, Trial, &End) -> A,
+) -> Result<ExitCode>
+where
+    Segment<T>: Subject,
+{
+    let signals = Signals::watch()?;
+    // Dropped in the reverse order, also when this panics: first the workers
+    // end, then the segment goes.
+    let (file, segment) = SegmentFile::create(args.path.as_deref(), demo, create)?;
+    let crew = Crew::new(role, &file.0, segment.course().workers(), &[]);
+    let mut trial = Trial::new(&segment, &file.0, crew, args.kills);
+    let end = trial.run(&signals)?;
+    let report = report(&segment, trial, &end);
+    report.print(args.json)?;
+    Ok(report.outcome().exit_code())
+}
+
 pub(crate) struct Trial<'a> {
     subject: &'a dyn Subject,
     path: &'a Path,
     crew: Crew,
-    stuck: Duration,
     kills: u32,
     kills_asked: u32,
     kills_from_outside: u64,
@@ -54,19 +79,12 @@ pub(crate) struct Trial<'a> {
 
 impl<'a> Trial<'a> {
     /// A trial of what is in the segment at `path`, with a crew that has nobody
-    /// so far. It has failed after `stuck` without progress.
-    pub(crate) fn new(
-        subject: &'a dyn Subject,
-        path: &'a Path,
-        crew: Crew,
-        kills: u32,
-        stuck: Duration,
-    ) -> Self {
+    /// so far.
+    fn new(subject: &'a dyn Subject, path: &'a Path, crew: Crew, kills: u32) -> Self {
         Self {
             subject,
             path,
             crew,
-            stuck,
             kills: 0,
             kills_asked: kills,
             kills_from_outside: 0,
@@ -77,7 +95,7 @@ impl<'a> Trial<'a> {
     }
 
     /// Runs it to its end, after which nobody is left.
-    pub(crate) fn run(&mut self, signals: &Signals) -> Result<End> {
+    fn run(&mut self, signals: &Signals) -> Result<End> {
         self.start = Instant::now();
         let end = self.go_to_the_end(signals)?;
         self.crew.dismiss();
@@ -114,7 +132,7 @@ impl<'a> Trial<'a> {
             }
             if progress != last {
                 (last, since) = (progress, Instant::now());
-            } else if since.elapsed() > self.stuck {
+            } else if since.elapsed() > STUCK {
                 self.show_what_is_stuck();
                 return Ok(End::GivenUp);
             }
@@ -186,8 +204,7 @@ impl<'a> Trial<'a> {
             Err(error) => eprintln!("shm-demo: {error}"),
         }
         self.failures.push(format!(
-            "no progress for {:?} (see above who holds the lock, and who waits)",
-            self.stuck
+            "no progress for {STUCK:?} (see above who holds the lock, and who waits)"
         ));
     }
 
@@ -199,6 +216,24 @@ impl<'a> Trial<'a> {
     /// Takes note of what does not hold.
     pub(crate) fn fail(&mut self, what: String) {
         self.failures.push(what);
+    }
+
+    pub(crate) fn must(&mut self, holds: bool, what: String) {
+        if !holds {
+            self.fail(what);
+        }
+    }
+
+    /// What `lock` gets in the time that it is told, when nobody is left to hold a lock.
+    pub(crate) fn final_lock<G>(&mut self, lock: impl FnOnce(Duration) -> Option<G>) -> Option<G> {
+        let guard = lock(FINAL_LOCK);
+        self.must(
+            guard.is_some(),
+            format!(
+                "the lock could not be had for {FINAL_LOCK:?}, though nobody is left to hold it"
+            ),
+        );
+        guard
     }
 
     pub(crate) fn outcome(mut self, end: &End) -> Outcome {

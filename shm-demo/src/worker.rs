@@ -3,6 +3,7 @@
 
 use crate::Result;
 use crate::cli::WorkerArgs;
+use crate::course::MAX_WORKERS;
 use crate::crew::{enlist, set_name};
 use crate::ledger::Entry;
 use crate::served::alive;
@@ -22,7 +23,7 @@ pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
     let shared = &*segment;
     let course = &shared.course;
     let me = segment.attach()?;
-    course.take_place(args.slot, me);
+    course.take_place(args.slot, me, MAX_WORKERS)?;
     // So that small counts are shared, too.
     while !course.all_there() {
         sleep(PAUSE);

@@ -1,6 +1,7 @@
 //! The command line of `shm-demo bench`, and of the processes that it starts.
 
 use super::{ItemName, Player};
+use crate::cli::WorkerArgs;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -71,12 +72,8 @@ pub(crate) struct BenchArgs {
 
 #[derive(Args)]
 pub(crate) struct BenchMemberArgs {
-    /// The file of the segment
-    pub(crate) path: PathBuf,
-    /// Which of the members this is, or the first of its threads, from 0 on
-    pub(crate) slot: usize,
-    /// The process that started it
-    pub(crate) parent: u32,
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
     /// What they contend for
     pub(crate) player: Player,
     /// How many members are threads of this process

@@ -165,7 +165,7 @@ pub(crate) fn hold(stage: &Stage, setup: &Setup) -> Result<Sum> {
         more.push("--timed".into());
     }
     let more: Vec<&str> = more.iter().map(String::as_str).collect();
-    let mut crew = Crew::new("bench-member", &file.0, processes as u32, &more);
+    let mut crew = Crew::new("bench-member", &file.0, processes, &more);
     for slot in 0..processes {
         crew.start(slot)?;
     }

@@ -31,13 +31,15 @@ pub(crate) fn pthread_path(path: &Path) -> PathBuf {
 }
 
 pub(crate) fn run(args: &BenchMemberArgs) -> Result<()> {
-    let _signals = enlist(args.parent, "bench")?;
-    let segment = arena::open(&args.path)?;
-    let member = |thread: usize| Member { args, segment: &segment, slot: args.slot + thread };
+    let _signals = enlist(args.worker.parent, "bench")?;
+    let segment = arena::open(&args.worker.path)?;
+    // A process with several members has the first of their places.
+    let place = |thread: usize| args.worker.slot + thread;
+    let member = |thread: usize| Member { args, segment: &segment, slot: place(thread) };
     match args.player {
         Player::Heirlock | Player::HeirlockThroughput => member(0).contend(&segment.lock.0, true),
         Player::Pthread | Player::PthreadRobust => {
-            member(0).contend(&Pthread::open(&pthread_path(&args.path)), false)
+            member(0).contend(&Pthread::open(&pthread_path(&args.worker.path)), false)
         }
         Player::Std => all(args, member, &std::sync::Mutex::new(0)),
         Player::ParkingLot => all(args, member, &parking_lot::Mutex::new(0)),

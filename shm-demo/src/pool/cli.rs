@@ -1,8 +1,8 @@
-//! The command line of `shm-demo pool`, and of the processes that it starts.
+//! The command line of `shm-demo pool`.
 
 use super::slots::{MAX_CLIENTS, MAX_SIZE};
+use crate::cli::TrialArgs;
 use clap::Args;
-use std::path::PathBuf;
 
 pub(crate) const POOL: &str = "\
 A few connections, and more processes that want one. Each client opens its own socket to
@@ -52,19 +52,8 @@ Examples:
       Nobody takes back what the dead have left: the check must fail. (With as many
       kills as slots there may be none left, and the run ends after 60 seconds.)";
 
-const PATH: &str = "\
-Where to create the segment; removed at the end
-
-[default: /dev/shm/heirlock-pool-PID]
-
-There must be nothing at that path.";
-
 #[derive(Args)]
 pub(crate) struct PoolArgs {
-    /// Where to create the segment; removed at the end
-    #[arg(long, value_name = "PATH", long_help = PATH)]
-    pub(crate) path: Option<PathBuf>,
-
     /// How many connections may be in use at a time
     #[arg(long, value_name = "N", default_value_t = 5,
           value_parser = clap::value_parser!(u32).range(1..=MAX_SIZE as i64))]
@@ -80,26 +69,10 @@ pub(crate) struct PoolArgs {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub(crate) requests: u64,
 
-    /// How many times a running client is killed
-    #[arg(long, value_name = "N", default_value_t = 40,
-          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub(crate) kills: u32,
-
-    /// Print one JSON object as the last line, instead of the summary
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) trial: TrialArgs,
 
     /// Take nothing back from the dead, to see the check fail
     #[arg(long)]
     pub(crate) without_repair: bool,
-}
-
-#[derive(Args)]
-pub(crate) struct PoolClientArgs {
-    /// The file of the segment
-    pub(crate) path: PathBuf,
-    /// Which of the clients this is, from 0 on
-    pub(crate) slot: usize,
-    /// The process that started it
-    pub(crate) parent: u32,
 }

@@ -2,11 +2,11 @@
 //! it back, until all is done or it is killed.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
-use super::cli::PoolClientArgs;
 use super::echo::REQUEST;
 use super::open;
 use super::slots::{Access, MAX_CLIENTS, MAX_SIZE};
 use crate::Result;
+use crate::cli::WorkerArgs;
 use crate::crew::{enlist, set_name};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -16,15 +16,12 @@ use std::time::Duration;
 /// The server is on this machine, and answers at once.
 const NO_ANSWER: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(args: &PoolClientArgs) -> Result<()> {
+pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
     let _signals = enlist(args.parent, "pool")?;
     set_name(format!("client-{}", args.slot))?;
     let segment = open(&args.path)?;
-    if args.slot >= MAX_CLIENTS || args.slot >= segment.course.workers() {
-        return Err(format!("there is no place {}", args.slot).into());
-    }
     let me = segment.attach()?;
-    segment.course.take_place(args.slot, me);
+    segment.course.take_place(args.slot, me, MAX_CLIENTS)?;
     let access = Access { pool: &segment };
     // Sockets are this process's own: what the segment has is only whose turn it is.
     let mut connections: [Option<TcpStream>; MAX_SIZE] = std::array::from_fn(|_| None);

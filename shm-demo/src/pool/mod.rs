@@ -10,10 +10,7 @@ mod verdict;
 
 use crate::Result;
 use crate::course::Course;
-use crate::crew::Crew;
-use crate::segment_file::SegmentFile;
-use crate::signals::Signals;
-use crate::trial::{STUCK, Subject, Trial};
+use crate::trial::{self, Subject};
 use cli::PoolArgs;
 use echo::Echo;
 use heirlock::{Options, Participant, Segment, SegmentError};
@@ -77,28 +74,23 @@ impl Subject for Segment<Pool> {
 }
 
 pub(crate) fn run(args: &PoolArgs) -> Result<ExitCode> {
-    let signals = Signals::watch()?;
     let connections = u64::from(args.size) * u64::from(args.clients);
     allow_files(connections + u64::from(args.clients) + OTHER_FILES)?;
-    // Dropped in the reverse order: first the clients end, then the segment and the
-    // server go.
+    // It goes after the clients, and after the segment.
     let echo = Echo::start()?;
+    let port = echo.port();
     let create = |path: &Path| {
         let lay_out = |pool: &mut Pool| {
             pool.slots.get_mut().size = args.size.into();
             pool.course.lay_out(args.clients, args.requests);
-            pool.port = echo.port().into();
+            pool.port = port.into();
             pool.repairs = u64::from(!args.without_repair);
         };
         options().capacity(args.clients + SPARE_ROWS).init(lay_out).create(path)
     };
-    let (file, segment) = SegmentFile::create(args.path.as_deref(), "pool", create)?;
-    let crew = Crew::new("pool-client", &file.0, args.clients, &[]);
-    let mut trial = Trial::new(&segment, &file.0, crew, args.kills, STUCK);
-    let end = trial.run(&signals)?;
-    let report = verdict::report(args, &segment, trial, &end, echo.end());
-    report.print(args.json)?;
-    Ok(report.outcome.exit_code())
+    trial::run(&args.trial, "pool", "pool-client", create, |pool, trial, end| {
+        verdict::report(args, pool, trial, end, echo.end())
+    })
 }
 
 /// Sees to it that this process may have so many files open: all clients' connections

@@ -3,9 +3,8 @@
 
 use super::cli::PoolArgs;
 use super::slots::{Access, Client, Counts, Pool};
-use crate::Result;
-use crate::outcome::{End, Outcome};
-use crate::trial::{FINAL_LOCK, Trial};
+use crate::outcome::{Account, End, Outcome};
+use crate::trial::Trial;
 use heirlock::Segment;
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -91,11 +90,9 @@ pub(super) fn report(
     (requests_served, connections): (u64, u64),
 ) -> Report {
     let (mut free, mut counts) = (0, Counts::default());
-    match (Access { pool }).lock_within(FINAL_LOCK) {
-        Some(slots) => (free, counts) = (slots.free(), slots.counts.clone()),
-        None => trial.fail(format!(
-            "the lock could not be had for {FINAL_LOCK:?}, though nobody is left to hold it"
-        )),
+    let access = Access { pool };
+    if let Some(slots) = trial.final_lock(|time| access.lock_within(time)) {
+        (free, counts) = (slots.free(), slots.counts.clone());
     }
     let sum = |of: fn(&Client) -> &AtomicU64| {
         pool.clients.iter().map(|client| of(client).load(Relaxed)).sum()
@@ -130,10 +127,17 @@ pub(super) fn report(
     }
 }
 
-impl Report {
-    pub(super) fn print(&self, json: bool) -> Result<()> {
+impl Account for Report {
+    const HELD: &'static str = "everything: every slot came back, none was given out twice, every answer \
+                    was right";
+
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    fn lines(&self) -> [(&'static str, String); 4] {
         let found = &self.found;
-        let lines = [
+        [
             (
                 "requests",
                 format!(
@@ -166,10 +170,7 @@ impl Report {
                     Duration::from_micros(found.longest_wait_us)
                 ),
             ),
-        ];
-        let held = "everything: every slot came back, none was given out twice, every answer \
-                    was right";
-        self.outcome.print(self, json, &lines, held)
+        ]
     }
 }
 

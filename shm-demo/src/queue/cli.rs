@@ -1,8 +1,8 @@
-//! The command line of `shm-demo queue`, and of the processes that it starts.
+//! The command line of `shm-demo queue`.
 
 use super::ring::{MAX_CAPACITY, MAX_CONSUMERS, MAX_PRODUCERS};
+use crate::cli::TrialArgs;
 use clap::Args;
-use std::path::PathBuf;
 
 pub(crate) const QUEUE: &str = "\
 Producers and consumers in processes of their own, and between them a ring of a few
@@ -46,19 +46,8 @@ Examples:
   shm-demo queue --without-repair
       Heirs leave things as they are: the check must fail.";
 
-const PATH: &str = "\
-Where to create the segment; removed at the end
-
-[default: /dev/shm/heirlock-queue-PID]
-
-There must be nothing at that path.";
-
 #[derive(Args)]
 pub(crate) struct QueueArgs {
-    /// Where to create the segment; removed at the end
-    #[arg(long, value_name = "PATH", long_help = PATH)]
-    pub(crate) path: Option<PathBuf>,
-
     /// How many processes push at a time
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..=MAX_PRODUCERS as i64))]
@@ -79,26 +68,10 @@ pub(crate) struct QueueArgs {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub(crate) items: u64,
 
-    /// How many times a running process is killed
-    #[arg(long, value_name = "N", default_value_t = 40,
-          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub(crate) kills: u32,
-
-    /// Print one JSON object as the last line, instead of the summary
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) trial: TrialArgs,
 
     /// Have heirs repair nothing, to see the check fail
     #[arg(long)]
     pub(crate) without_repair: bool,
-}
-
-#[derive(Args)]
-pub(crate) struct QueueMemberArgs {
-    /// The file of the segment
-    pub(crate) path: PathBuf,
-    /// Which process this is, from 0 on, the producers first
-    pub(crate) slot: usize,
-    /// The process that started it
-    pub(crate) parent: u32,
 }

@@ -1,10 +1,10 @@
 //! What each process of `queue` does: push or pop, until all is done or it is killed.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
-use super::cli::QueueMemberArgs;
 use super::ring::{Consumer, MAX_CONSUMERS, MAX_PRODUCERS};
 use super::{Queue, open};
 use crate::Result;
+use crate::cli::WorkerArgs;
 use crate::crew::{enlist, set_name};
 use crate::settle::pace;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -14,14 +14,11 @@ use std::time::Duration;
 /// How often a producer that may not go on looks whether it may.
 const PAUSE: Duration = Duration::from_micros(200);
 
-pub(crate) fn run(args: &QueueMemberArgs) -> Result<()> {
+pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
     let _signals = enlist(args.parent, "queue")?;
     let segment = open(&args.path)?;
     let producers = (segment.producers as usize).min(MAX_PRODUCERS);
-    if args.slot >= producers + MAX_CONSUMERS || args.slot >= segment.course.workers() {
-        return Err(format!("there is no place {}", args.slot).into());
-    }
-    segment.course.take_place(args.slot, segment.attach()?);
+    segment.course.take_place(args.slot, segment.attach()?, producers + MAX_CONSUMERS)?;
     match args.slot.checked_sub(producers) {
         None => {
             set_name(format!("producer-{}", args.slot))?;

@@ -8,11 +8,8 @@ mod ring;
 
 use crate::Result;
 use crate::course::Course;
-use crate::crew::Crew;
-use crate::outcome::{End, Outcome};
-use crate::segment_file::SegmentFile;
-use crate::signals::Signals;
-use crate::trial::{FINAL_LOCK, STUCK, Subject, Trial};
+use crate::outcome::{Account, End, Outcome};
+use crate::trial::{self, Subject, Trial};
 use cli::QueueArgs;
 use heirlock::{Condvar, Mutex, MutexGuard, Options, Participant, Segment, SegmentError};
 use ring::{Counts, MAX_CONSUMERS, Ring};
@@ -112,7 +109,6 @@ impl Subject for Segment<Queue> {
 }
 
 pub(crate) fn run(args: &QueueArgs) -> Result<ExitCode> {
-    let signals = Signals::watch()?;
     let members = args.producers + args.consumers;
     let create = |path: &Path| {
         let lay_out = |queue: &mut Queue| {
@@ -123,14 +119,9 @@ pub(crate) fn run(args: &QueueArgs) -> Result<ExitCode> {
         };
         options().capacity(members + SPARE_ROWS).init(lay_out).create(path)
     };
-    // Dropped in the reverse order: first the members end, then the segment goes.
-    let (file, segment) = SegmentFile::create(args.path.as_deref(), "queue", create)?;
-    let crew = Crew::new("queue-member", &file.0, members, &[]);
-    let mut trial = Trial::new(&segment, &file.0, crew, args.kills, STUCK);
-    let end = trial.run(&signals)?;
-    let report = report(args, &segment, trial, &end);
-    report.print(args.json)?;
-    Ok(report.outcome.exit_code())
+    trial::run(&args.trial, "queue", "queue-member", create, |queue, trial, end| {
+        report(args, queue, trial, end)
+    })
 }
 
 /// The result of a run; `shm-demo queue --help` says what the fields mean.
@@ -158,40 +149,27 @@ struct Report {
 /// What the ring says, now that nobody is left who could hold the lock.
 fn report(args: &QueueArgs, queue: &Queue, mut trial: Trial, end: &End) -> Report {
     let (mut pushed, mut popped, mut counts) = (0, 0, Counts::default());
-    let mut failures = Vec::new();
-    match queue.ring.try_lock_for(FINAL_LOCK) {
-        Some(mut ring) => {
-            queue.see_to_the_dead(&mut ring);
-            (pushed, popped, counts) = (ring.pushed(), ring.popped(), ring.counts.clone());
-            if let End::Done = end {
-                failures = ring.audit(args.items);
-                for (consumer, worked) in queue.worked.iter().enumerate() {
-                    let (worked, taken) = (worked.load(Relaxed), ring.consumer(consumer).taken);
-                    if worked != taken {
-                        failures.push(format!(
-                            "consumer {consumer} was given {taken} items and did {worked}"
-                        ));
-                    }
-                }
+    if let Some(mut ring) = trial.final_lock(|time| queue.ring.try_lock_for(time)) {
+        queue.see_to_the_dead(&mut ring);
+        (pushed, popped, counts) = (ring.pushed(), ring.popped(), ring.counts.clone());
+        if let End::Done = end {
+            ring.audit(args.items).into_iter().for_each(|failure| trial.fail(failure));
+            for (consumer, worked) in queue.worked.iter().enumerate() {
+                let (worked, taken) = (worked.load(Relaxed), ring.consumer(consumer).taken);
+                trial.must(
+                    worked == taken,
+                    format!("consumer {consumer} was given {taken} items and did {worked}"),
+                );
             }
         }
-        None => failures.push(format!(
-            "the lock could not be had for {FINAL_LOCK:?}, though nobody is left to hold it"
-        )),
     }
     let (wrong, deaths) = (queue.wrong.load(Relaxed), trial.deaths());
-    let mut must = |holds: bool, what: String| {
-        if !holds {
-            failures.push(what);
-        }
-    };
-    must(wrong == 0, format!("{wrong} items did not have their checksum"));
+    trial.must(wrong == 0, format!("{wrong} items did not have their checksum"));
     let Counts { inherited, repaired, .. } = counts;
     if let End::Done = end {
-        must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
-        must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
+        trial.must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
+        trial.must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
     }
-    failures.into_iter().for_each(|failure| trial.fail(failure));
     Report {
         outcome: trial.outcome(end),
         producers: args.producers,
@@ -212,9 +190,16 @@ fn report(args: &QueueArgs, queue: &Queue, mut trial: Trial, end: &End) -> Repor
     }
 }
 
-impl Report {
-    fn print(&self, json: bool) -> Result<()> {
-        let lines = [
+impl Account for Report {
+    const HELD: &'static str =
+        "everything: no item lost, none handed over twice, each producer's in order";
+
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    fn lines(&self) -> [(&'static str, String); 4] {
+        [
             (
                 "items",
                 format!(
@@ -239,8 +224,6 @@ impl Report {
                 ),
             ),
             ("in hand", format!("{} items of the dead, done by their successors", self.again)),
-        ];
-        let held = "everything: no item lost, none handed over twice, each producer's in order";
-        self.outcome.print(self, json, &lines, held)
+        ]
     }
 }

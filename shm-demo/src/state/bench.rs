@@ -8,11 +8,8 @@ use super::cli::StateBenchArgs;
 use super::table::{Counts, Table};
 use crate::Result;
 use crate::course::Course;
-use crate::crew::Crew;
-use crate::outcome::{End, Outcome};
-use crate::segment_file::SegmentFile;
-use crate::signals::Signals;
-use crate::trial::{FINAL_LOCK, STUCK, Subject, Trial};
+use crate::outcome::{Account, End, Outcome};
+use crate::trial::{self, Subject, Trial};
 use heirlock::{MutexGuard, Options, Participant, Segment, SegmentError};
 use serde::Serialize;
 use std::path::Path;
@@ -81,7 +78,6 @@ impl Subject for Segment<Bench> {
 }
 
 pub(crate) fn run(args: &StateBenchArgs) -> Result<ExitCode> {
-    let signals = Signals::watch()?;
     let create = |path: &Path| {
         let lay_out = |bench: &mut Bench| {
             bench.course.lay_out(args.workers, args.operations);
@@ -89,14 +85,9 @@ pub(crate) fn run(args: &StateBenchArgs) -> Result<ExitCode> {
         };
         options().capacity(args.workers + SPARE_ROWS).init(lay_out).create(path)
     };
-    // Dropped in the reverse order: first the workers end, then the segment goes.
-    let (file, segment) = SegmentFile::create(args.path.as_deref(), "state", create)?;
-    let crew = Crew::new("state-worker", &file.0, args.workers, &[]);
-    let mut trial = Trial::new(&segment, &file.0, crew, args.kills, STUCK);
-    let end = trial.run(&signals)?;
-    let report = report(args, &segment, trial, &end);
-    report.print(args.json)?;
-    Ok(report.outcome.exit_code())
+    trial::run(&args.trial, "state", "state-worker", create, |bench, trial, end| {
+        report(args, bench, trial, end)
+    })
 }
 
 /// The result of a run; `shm-demo state bench --help` says what the fields mean.
@@ -123,32 +114,22 @@ fn report(args: &StateBenchArgs, bench: &Bench, mut trial: Trial, end: &End) -> 
     let deaths = trial.deaths();
     let (mut changes, mut entries) = (0, 0);
     let (mut counts, mut verdict) = (Counts::default(), Verdict::default());
-    match bench.table_within(FINAL_LOCK) {
-        Some(mut table) => {
-            counts = table.counts.clone();
-            (changes, entries) = (table.changes(), table.entries());
-            if let End::Done = end {
-                verdict = judge(&mut table, &bench.acks[..args.workers as usize], deaths);
-            }
+    if let Some(mut table) = trial.final_lock(|time| bench.table_within(time)) {
+        counts = table.counts.clone();
+        (changes, entries) = (table.changes(), table.entries());
+        if let End::Done = end {
+            verdict = judge(&mut table, &bench.acks[..args.workers as usize], deaths);
         }
-        None => trial.fail(format!(
-            "the lock could not be had for {FINAL_LOCK:?}, though nobody is left to hold it"
-        )),
     }
     let wrong = bench.wrong.load(Relaxed);
-    let mut must = |holds: bool, what: String| {
-        if !holds {
-            trial.fail(what);
-        }
-    };
-    must(wrong == 0, format!("{wrong} times a value was not as it had to be"));
+    trial.must(wrong == 0, format!("{wrong} times a value was not as it had to be"));
     let Counts { inherited, repaired, untold, .. } = counts;
-    must(untold == 0, format!("{untold} times an owner was not told of a dead one"));
-    must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
+    trial.must(untold == 0, format!("{untold} times an owner was not told of a dead one"));
+    trial.must(repaired <= inherited, format!("{repaired} repairs by {inherited} heirs"));
     if let End::Done = end {
-        must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
+        trial.must(inherited <= deaths, format!("{inherited} heirs of {deaths} dead"));
         let (acknowledged, asked) = (verdict.changes_acknowledged, args.operations);
-        must(acknowledged >= asked, format!("{acknowledged} changes of {asked} were made"));
+        trial.must(acknowledged >= asked, format!("{acknowledged} changes of {asked} were made"));
     }
     for failure in verdict.failures {
         trial.fail(failure);
@@ -170,9 +151,16 @@ fn report(args: &StateBenchArgs, bench: &Bench, mut trial: Trial, end: &End) -> 
     }
 }
 
-impl Report {
-    fn print(&self, json: bool) -> Result<()> {
-        let lines = [
+impl Account for Report {
+    const HELD: &'static str = "everything: no acknowledged change lost, no value torn, every change made \
+                    wholly or not at all";
+
+    fn outcome(&self) -> &Outcome {
+        &self.outcome
+    }
+
+    fn lines(&self) -> [(&'static str, String); 4] {
+        [
             (
                 "changes",
                 format!(
@@ -203,9 +191,6 @@ impl Report {
                 ),
             ),
             ("entries", format!("{} of {}", self.entries, self.entries_expected)),
-        ];
-        let held = "everything: no acknowledged change lost, no value torn, every change made \
-                    wholly or not at all";
-        self.outcome.print(self, json, &lines, held)
+        ]
     }
 }

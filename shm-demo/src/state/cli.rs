@@ -1,6 +1,7 @@
-//! The command line of `shm-demo state`, and of the processes that it starts.
+//! The command line of `shm-demo state`.
 
 use super::acks::MAX_WORKERS;
+use crate::cli::TrialArgs;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -94,13 +95,6 @@ Examples:
   shm-demo state bench --kills 100 --without-repair
       Heirs leave things as they are: the check must fail.";
 
-const BENCH_PATH: &str = "\
-Where to create the segment; removed at the end
-
-[default: /dev/shm/heirlock-state-PID]
-
-There must be nothing at that path.";
-
 #[derive(Args)]
 pub(crate) struct StateArgs {
     #[command(subcommand)]
@@ -170,10 +164,6 @@ pub(crate) struct ServeArgs {
 
 #[derive(Args)]
 pub(crate) struct StateBenchArgs {
-    /// Where to create the segment; removed at the end
-    #[arg(long, value_name = "PATH", long_help = BENCH_PATH)]
-    pub(crate) path: Option<PathBuf>,
-
     /// How many worker processes run at a time
     #[arg(long, value_name = "N", default_value_t = 4,
           value_parser = clap::value_parser!(u32).range(1..=MAX_WORKERS as i64))]
@@ -184,14 +174,8 @@ pub(crate) struct StateBenchArgs {
           value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
     pub(crate) operations: u64,
 
-    /// How many times a running worker is killed
-    #[arg(long, value_name = "N", default_value_t = 40,
-          value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    pub(crate) kills: u32,
-
-    /// Print one JSON object as the last line, instead of the summary
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) trial: TrialArgs,
 
     /// Have heirs repair nothing, to see the check fail
     #[arg(long)]
@@ -206,17 +190,7 @@ impl StateArgs {
             | StateCommand::Remove { at, .. }
             | StateCommand::List { at } => at.json,
             StateCommand::Serve(args) => args.at.json,
-            StateCommand::Bench(args) => args.json,
+            StateCommand::Bench(args) => args.trial.json,
         }
     }
-}
-
-#[derive(Args)]
-pub(crate) struct StateWorkerArgs {
-    /// The file of the segment
-    pub(crate) path: PathBuf,
-    /// Which of the workers this is, from 0 on
-    pub(crate) slot: usize,
-    /// The process that started it
-    pub(crate) parent: u32,
 }

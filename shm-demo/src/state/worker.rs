@@ -4,21 +4,18 @@
 
 use super::acks::{Doubt, HOT, MAX_WORKERS, OWN, hot_key, is_hot_value, own_key, own_value, value};
 use super::bench::{self, Bench};
-use super::cli::StateWorkerArgs;
 use crate::Result;
+use crate::cli::WorkerArgs;
 use crate::crew::{enlist, set_name};
 use crate::settle::pace;
 use fastrand::Rng;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-pub(crate) fn run(args: &StateWorkerArgs) -> Result<()> {
+pub(crate) fn run(args: &WorkerArgs) -> Result<()> {
     let _signals = enlist(args.parent, "state bench")?;
     set_name(format!("state-{}", args.slot))?;
     let segment = bench::open(&args.path)?;
-    if args.slot >= MAX_WORKERS {
-        return Err(format!("there is no place {}", args.slot).into());
-    }
-    segment.course.take_place(args.slot, segment.attach()?);
+    segment.course.take_place(args.slot, segment.attach()?, MAX_WORKERS)?;
     let worker = Worker { bench: &segment, slot: args.slot };
     worker.look_what_is_in_doubt();
     let mut rng = Rng::new();

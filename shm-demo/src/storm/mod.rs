@@ -69,7 +69,7 @@ pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
     if args.deadlock_checks {
         more.push("--nested");
     }
-    let crew = Mutex::new(Crew::new("storm-worker", &file.0, args.workers, &more));
+    let crew = Mutex::new(Crew::new("storm-worker", &file.0, args.workers as usize, &more));
     let watchdog = Watchdog::new(&segment);
     let sceptic = Sceptic::new(&segment);
     let weather = Weather::new(&segment, &crew, args.workers as usize);

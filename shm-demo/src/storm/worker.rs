@@ -6,7 +6,7 @@ use super::ground::{self, Ground, Guarded, LOCKS, Phase, Soul, THREADS};
 use super::line::{Served, Waiter};
 use super::signals;
 use crate::Result;
-use crate::cli::StormWorkerArgs;
+use crate::cli::{StormWorkerArgs, WorkerArgs};
 use crate::crew::{enlist, set_name};
 use crate::ledger::Entry;
 use fastrand::Rng;
@@ -31,19 +31,20 @@ const NESTS: u8 = 3;
 static GROUND: OnceLock<Segment<Ground>> = OnceLock::new();
 
 pub(crate) fn run(args: &StormWorkerArgs) -> Result<()> {
-    let _signals = enlist(args.parent, "storm")?;
-    let segment = ground::open(&args.path)?;
+    let WorkerArgs { path, slot, parent } = &args.worker;
+    let _signals = enlist(*parent, "storm")?;
+    let segment = ground::open(path)?;
     let ground = GROUND.get_or_init(|| segment);
-    if args.slot >= ground::MAX_WORKERS {
-        return Err(format!("there is no place {}", args.slot).into());
+    if *slot >= ground::MAX_WORKERS {
+        return Err(format!("there is no place {slot}").into());
     }
     // Nobody sends a signal before the threads have arrived.
-    signals::install(ground, args.slot, args.restart)?;
+    signals::install(ground, *slot, args.restart)?;
     thread::scope(|scope| {
         for thread in 0..THREADS {
             scope.spawn(move || {
                 let _together = Together;
-                set_name(format!("storm-{}-{thread}", args.slot)).expect("a name");
+                set_name(format!("storm-{slot}-{thread}")).expect("a name");
                 let worker = Worker::arrive(ground, args, thread);
                 worker.run();
             });
@@ -84,7 +85,7 @@ struct Worker {
 
 impl Worker {
     fn arrive(ground: &'static Segment<Ground>, args: &StormWorkerArgs, thread: usize) -> Self {
-        let StormWorkerArgs { slot, timeouts, nested, .. } = *args;
+        let StormWorkerArgs { worker: WorkerArgs { slot, .. }, timeouts, nested, .. } = *args;
         let me = ground.attach().expect("attach");
         let soul = &ground.places[slot].threads[thread];
         soul.arrive(me, gettid().as_raw() as u64);
