@@ -10,6 +10,10 @@ use zerocopy::FromBytes;
 /// How many workers there can be at a time.
 pub(crate) const MAX_WORKERS: usize = 256;
 
+/// So many more rows than workers, since a dead one's row is free again only when its
+/// successor, or another one, has noticed; and one for the parent.
+pub(crate) const SPARE_ROWS: u32 = 8;
+
 /// A part of a segment. All bytes zero is a course without workers.
 #[derive(FromBytes)]
 #[repr(C)]

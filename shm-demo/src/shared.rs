@@ -1,6 +1,6 @@
 //! The segment that the processes of `counter` share.
 
-use crate::course::Course;
+use crate::course::{Course, SPARE_ROWS};
 use crate::ledger::Ledger;
 use crate::served::Served;
 use heirlock::{Mutex, Options, Segment, SegmentError};
@@ -9,10 +9,6 @@ use zerocopy::FromBytes;
 
 /// Which `Shared` this is: another number for every change of it.
 const SCHEMA: u64 = 1;
-
-/// More rows than workers, since a dead worker's row is free again only when
-/// its successor, or another one, has noticed.
-const SPARE_ROWS: u32 = 8;
 
 /// What is in the segment: a lock with what it protects, and what parent and
 /// workers tell each other without it.

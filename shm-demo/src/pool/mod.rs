@@ -9,7 +9,7 @@ mod slots;
 mod verdict;
 
 use crate::Result;
-use crate::course::Course;
+use crate::course::{Course, SPARE_ROWS};
 use crate::trial::{self, Subject};
 use cli::PoolArgs;
 use echo::Echo;
@@ -25,10 +25,6 @@ pub(crate) use client::run as work;
 
 /// Which `Pool` this is: another number for every change of it.
 const SCHEMA: u64 = 0x504f_4f4c_0001;
-
-/// More rows than clients, since a dead one's row is free again only when its
-/// successor, or another one, has noticed; and one for the parent.
-const SPARE_ROWS: u32 = 8;
 
 /// How long the parent waits for the lock when it has reaped a client. The clients
 /// look by themselves, too.

@@ -7,7 +7,7 @@ mod member;
 mod ring;
 
 use crate::Result;
-use crate::course::Course;
+use crate::course::{Course, SPARE_ROWS};
 use crate::outcome::{Account, End, Outcome};
 use crate::trial::{self, Subject, Trial};
 use cli::QueueArgs;
@@ -24,10 +24,6 @@ pub(crate) use member::run as join;
 
 /// Which `Queue` this is: another number for every change of it.
 const SCHEMA: u64 = 0x5155_4555_4501;
-
-/// More rows than processes, since a dead one's row is free again only when its
-/// successor, or another one, has noticed.
-const SPARE_ROWS: u32 = 8;
 
 /// How long anybody sleeps without a look at the lock. An owner that dies before it
 /// notifies has an heir who does; but an heir is whoever locks next, and if all

@@ -7,7 +7,7 @@ use super::acks::{Acks, MAX_WORKERS, Verdict, judge};
 use super::cli::StateBenchArgs;
 use super::table::{Counts, Table};
 use crate::Result;
-use crate::course::Course;
+use crate::course::{Course, SPARE_ROWS};
 use crate::outcome::{Account, End, Outcome};
 use crate::trial::{self, Subject, Trial};
 use heirlock::{MutexGuard, Options, Participant, Segment, SegmentError};
@@ -20,10 +20,6 @@ use zerocopy::FromBytes;
 
 /// Which `Bench` this is: another number for every change of it.
 const SCHEMA: u64 = 0x5354_4245_4e01;
-
-/// More rows than workers, since a dead worker's row is free again only when its
-/// successor, or another one, has noticed.
-const SPARE_ROWS: u32 = 8;
 
 /// A state, and what is known of it without looking.
 #[derive(FromBytes)]

@@ -19,8 +19,10 @@ use crate::Result;
 use crate::about_path;
 use crate::cli::StormArgs;
 use crate::crew::Crew;
+use crate::outcome::End;
 use crate::segment_file::SegmentFile;
 use crate::signals::Signals;
+use crate::trial::STUCK;
 use clap::ValueEnum;
 use deadlocks::Sceptic;
 use ground::{Ground, LOCKS, Phase};
@@ -41,9 +43,6 @@ pub(crate) use worker::run as work;
 
 /// How long the calm before the storm is: long enough for the watchdog.
 const CALM: Duration = Duration::from_secs(4);
-
-/// Without progress for this long the run has failed.
-const STUCK: Duration = Duration::from_secs(60);
 
 /// How long it tries to find out who owns a lock.
 const AIMS: u32 = 100;
@@ -110,16 +109,6 @@ pub(crate) fn run(args: &StormArgs) -> Result<ExitCode> {
         _ if report.held() => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
-}
-
-/// How a run came to its end.
-enum End {
-    /// All workers have left.
-    Done,
-    /// It was no use to go on; the failures say why.
-    GivenUp,
-    /// A signal, by number and name.
-    Signal(u8, &'static str),
 }
 
 struct Run<'a> {

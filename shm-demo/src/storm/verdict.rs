@@ -1,20 +1,18 @@
 //! What a run has shown: whether everything held, and what was counted.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
+use super::Run;
 use super::ground::{Counts, Ground, LOCKS, Phase, THREADS};
 use super::histogram::{Percentiles, Waits};
 use super::report::{Lock, Report};
 use super::signals::Restart;
-use super::{End, Run};
 use crate::Result;
 use crate::ledger::Book;
+use crate::outcome::End;
+use crate::trial::FINAL_LOCK;
 use heirlock::MutexGuard;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
-
-/// How long the parent waits for a lock that nobody can hold any more.
-const FINAL_LOCK: Duration = Duration::from_secs(20);
 
 impl Run<'_> {
     /// To be called when all workers are gone.
