@@ -3,26 +3,22 @@
 
 mod kit;
 
-use kit::{Demo, Said, TempPath, endless, inspect, until};
+use kit::{
+    Demo, Said, TempPath, assert_explains, assert_nobody_outlives, assert_refuses, assert_says,
+    assert_signals_end, endless, inspect, run, until,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// Everything that holds of each run that held.
 #[track_caller]
 fn assert_held(said: &Said, workers: u64, increments: u64, kills: u64) {
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    let json = said.json();
-    assert_eq!(json["outcome"], "held", "{said:?}");
-    assert_eq!(json["failures"], serde_json::json!([]));
-    assert!(json["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said:?}");
+    said.assert_held_through(kills);
+    assert!(said.json()["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said:?}");
     assert_eq!(said.number("workers"), workers);
     assert_eq!(said.number("increments_expected"), increments);
     assert_eq!(said.number("increments_counted"), increments);
-    assert_eq!(said.number("kills"), kills);
-    assert_eq!(said.number("kills_asked"), kills);
-    assert_eq!(said.number("kills_from_outside"), 0);
-    assert_eq!(said.number("order_inversions"), 0);
-    assert!(said.number("inherited") <= kills);
+    said.assert_none(&["order_inversions"]);
     assert!(said.number("repaired") <= said.number("inherited"));
     assert!(said.number("acquisitions") >= increments);
     let of_order = said.number("order_checked") + said.number("order_unchecked");
@@ -34,18 +30,7 @@ fn assert_held(said: &Said, workers: u64, increments: u64, kills: u64) {
 #[test]
 fn holds_through_kills() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "counter",
-        "--path",
-        path.str(),
-        "--workers",
-        "4",
-        "--increments",
-        "40000",
-        "--kills",
-        "40",
-        "--json",
-    ]);
+    let said = path.run("counter --workers 4 --increments 40000 --kills 40 --json");
     assert_held(&said, 4, 40_000, 40);
     // Every other kill is aimed at the owner.
     assert!(said.number("inherited") > 0, "{said:?}");
@@ -55,96 +40,36 @@ fn holds_through_kills() {
 #[test]
 fn holds_with_more_kills_than_increments() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "counter",
-        "--path",
-        path.str(),
-        "--workers",
-        "3",
-        "--increments",
-        "20",
-        "--kills",
-        "50",
-        "--json",
-    ]);
+    let said = path.run("counter --workers 3 --increments 20 --kills 50 --json");
     assert_held(&said, 3, 20, 50);
     path.assert_clean();
 }
 
 #[test]
 fn a_small_count_is_checked_for_its_order() {
-    let said = Demo::run(&["counter", "--increments", "1", "--kills", "0", "--json"]);
+    let said = run("counter --increments 1 --kills 0 --json");
     assert_held(&said, 4, 1, 0);
 }
 
 #[test]
 fn one_worker_has_nobody_to_wait_for() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "counter",
-        "--path",
-        path.str(),
-        "--workers",
-        "1",
-        "--increments",
-        "5000",
-        "--kills",
-        "5",
-        "--json",
-    ]);
+    let said = path.run("counter --workers 1 --increments 5000 --kills 5 --json");
     assert_held(&said, 1, 5000, 5);
     path.assert_clean();
 }
 
 #[test]
 fn says_in_words_what_it_showed() {
-    let said = Demo::run(&["counter", "--increments", "5000", "--kills", "4"]);
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    for what in ["5000 of 5000", "4 of 4", "0 inversions", "held"] {
-        assert!(said.out.contains(what), "no {what:?} in {said:?}");
-    }
-    // No terminal, no progress bar.
-    assert_eq!(said.err, "");
+    let whats = ["5000 of 5000", "4 of 4", "0 inversions", "held"];
+    assert_says("counter --increments 5000 --kills 4", &whats);
 }
+
+const ENDLESS: &str = "counter --increments 1000000000 --kills 1000000";
 
 #[test]
 fn signals_end_it_cleanly() {
-    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
-        let path = TempPath::new();
-        let demo = endless(&path, 4);
-        demo.signal(signal);
-        let said = demo.end_soon();
-        assert_eq!(said.code(), Some(code), "{said:?}");
-        assert!(said.out.contains(signal.as_str()), "{said:?}");
-        path.assert_clean();
-    }
-}
-
-#[test]
-fn json_also_when_interrupted() {
-    let path = TempPath::new();
-    let demo = Demo::start(&[
-        "counter",
-        "--path",
-        path.str(),
-        "--increments",
-        "1000000000",
-        "--kills",
-        "1000000",
-        "--json",
-    ]);
-    until("the workers are at work", || {
-        // It may be too early for a segment.
-        let said = Demo::run(&["inspect", path.str(), "--json"]);
-        said.code() == Some(0) && said.json()["participants"][0]["generation"].as_u64() > Some(1)
-    });
-    demo.signal(Signal::SIGINT);
-    let said = demo.end_soon();
-    assert_eq!(said.code(), Some(130), "{said:?}");
-    assert_eq!(said.json()["outcome"], "interrupted", "{said:?}");
-    assert_eq!(said.json()["signal"], "SIGINT");
-    assert!(said.number("kills") > 0, "{said:?}");
-    path.assert_clean();
+    assert_signals_end(ENDLESS);
 }
 
 #[test]
@@ -156,37 +81,21 @@ fn a_signal_ends_it_while_it_is_stuck() {
         kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop a worker");
     }
     demo.signal(Signal::SIGINT);
-    assert_eq!(demo.end_soon().code(), Some(130));
+    let said = demo.end_soon();
+    assert_eq!(said.code(), Some(130), "{said:?}");
+    assert!(said.out.contains("ended by SIGINT"), "{said:?}");
     path.assert_clean();
 }
 
 #[test]
 fn workers_do_not_outlive_their_parent() {
-    let path = TempPath::new();
-    let demo = endless(&path, 4);
-    assert!(path.processes().len() >= 5);
-    demo.signal(Signal::SIGKILL);
-    assert_eq!(demo.end_soon().code(), None);
-    until("the workers are gone", || path.processes().is_empty());
-    // Nobody was left to remove it, which the next run at this path says.
-    let said = Demo::run(&["counter", "--path", path.str()]);
-    said.assert_error(1, "exists already");
-    assert!(path.exists());
+    assert_nobody_outlives(ENDLESS);
 }
 
 #[test]
 fn survives_a_killer_from_outside() {
     let path = TempPath::new();
-    let demo = Demo::start(&[
-        "counter",
-        "--path",
-        path.str(),
-        "--increments",
-        "300000",
-        "--kills",
-        "0",
-        "--json",
-    ]);
+    let demo = path.start("counter --increments 300000 --kills 0 --json");
     let mut killed = 0;
     until("a worker was killed", || {
         let said = Demo::run(&["inspect", path.str(), "--json"]);
@@ -218,47 +127,39 @@ fn fails_when_a_worker_ends_in_another_way() {
 
 #[test]
 fn says_what_is_wrong_with_the_command_line() {
-    Demo::run(&[]).assert_error(2, "Usage");
-    Demo::run(&["counter", "--workers", "0"]).assert_error(2, "--workers");
-    Demo::run(&["counter", "--workers", "0", "--kills", "5"]).assert_error(2, "--workers");
-    Demo::run(&["counter", "--workers", "257"]).assert_error(2, "1..=256");
-    Demo::run(&["counter", "--increments", "0"]).assert_error(2, "--increments");
-    Demo::run(&["counter", "--increments", "many"]).assert_error(2, "many");
-    Demo::run(&["counter", "--kills", "-1"]).assert_error(2, "-1");
-    Demo::run(&["inspect"]).assert_error(2, "PATH");
-    Demo::run(&["inspect", "/dev/shm", "--lock", "x"]).assert_error(2, "--lock");
+    run("").assert_error(2, "Usage");
+    run("inspect").assert_error(2, "PATH");
+    run("inspect /dev/shm --lock x").assert_error(2, "--lock");
+    let refused = [
+        ("--workers 0", "--workers"),
+        ("--workers 0 --kills 5", "--workers"),
+        ("--workers 257", "1..=256"),
+        ("--increments 0", "--increments"),
+        ("--increments many", "many"),
+        ("--kills -1", "-1"),
+    ];
+    assert_refuses("counter", &refused, "worker /nonexistent 0 1");
 }
 
 #[test]
 fn leaves_what_is_at_its_path() {
     let path = TempPath::new();
     std::fs::write(path.str(), "precious").expect("write");
-    let said = Demo::run(&["counter", "--path", path.str(), "--json"]);
+    let said = path.run("counter --json");
     said.assert_error(1, "exists already");
     assert_eq!(said.json()["outcome"], "error");
     assert_eq!(std::fs::read_to_string(path.str()).expect("read"), "precious");
-    Demo::run(&["counter", "--path", "/nonexistent/x"]).assert_error(1, "does the directory exist");
-    Demo::run(&["counter", "--path", "/proc/x"]).assert_error(1, "/proc/x: no file can");
-    Demo::run(&["counter", "--path", "/dev/shm"]).assert_error(1, "/dev/shm");
-}
-
-#[test]
-fn a_worker_works_for_its_parent_only() {
-    Demo::run(&["worker", "/nonexistent", "0", "1"]).assert_error(1, "started by");
+    run("counter --path /proc/x").assert_error(1, "/proc/x: no file can");
+    run("counter --path /dev/shm").assert_error(1, "/dev/shm");
 }
 
 #[test]
 fn help_explains_every_field() {
-    let help = Demo::run(&["counter", "--help"]);
-    assert_eq!(help.code(), Some(0));
-    let said = Demo::run(&["counter", "--increments", "2000", "--kills", "1", "--json"]);
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    for field in said.json().as_object().expect("an object").keys() {
-        let explained = help.out.lines().any(|line| line.trim_start().starts_with(field.as_str()));
-        assert!(explained, "--help does not explain {field}");
-    }
-    for args in [&["--help"][..], &["inspect", "--help"]] {
-        let help = Demo::run(args);
+    let said = run("counter --increments 2000 --kills 1 --json");
+    assert_held(&said, 4, 2000, 1);
+    assert_explains("counter", &said.json());
+    for line in ["--help", "inspect --help"] {
+        let help = run(line);
         assert_eq!(help.code(), Some(0));
         assert!(help.out.contains("Examples:") && !help.out.contains("worker "), "{help:?}");
     }

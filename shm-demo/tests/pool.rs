@@ -3,32 +3,24 @@
 
 mod kit;
 
-use kit::{Demo, Said, TempPath, assert_nobody_outlives, assert_signals_end};
-use serde_json::json;
+use kit::{
+    Said, TempPath, assert_explains, assert_nobody_outlives, assert_refuses, assert_says,
+    assert_signals_end,
+};
 use std::process::Command;
 
 #[track_caller]
 fn assert_held(said: &Said, size: u64, requests: u64, kills: u64) {
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    assert_eq!(said.json()["outcome"], "held", "{said:?}");
-    assert_eq!(said.json()["failures"], json!([]));
-    assert_eq!(said.number("kills"), kills);
+    said.assert_held_through(kills);
     assert_eq!(said.number("slots_free"), size);
     assert!(said.number("requests_answered") >= requests, "{said:?}");
-    for field in ["overlaps", "wrong", "order_inversions", "kills_from_outside"] {
-        assert_eq!(said.number(field), 0, "{field} in {said:?}");
-    }
-}
-
-fn pool(path: &TempPath, args: &[&str]) -> Said {
-    Demo::run(&[&["pool", "--json", "--path", path.str()], args].concat())
+    said.assert_none(&["overlaps", "wrong", "order_inversions"]);
 }
 
 #[test]
 fn slots_of_the_killed_come_back() {
     let path = TempPath::new();
-    let args = ["--size", "5", "--clients", "20", "--requests", "5000", "--kills", "120"];
-    let said = pool(&path, &args);
+    let said = path.run("pool --size 5 --clients 20 --requests 5000 --kills 120 --json");
     assert_held(&said, 5, 5000, 120);
     said.assert_floors(&[
         ("slots_taken", 5000),
@@ -38,15 +30,14 @@ fn slots_of_the_killed_come_back() {
         ("order_checked", 1000),
         ("connections", 60),
     ]);
-    said.assert_explained(&["pool"]);
+    assert_explains("pool", &said.json());
     path.assert_clean();
 }
 
 #[test]
 fn one_connection_is_enough() {
     let path = TempPath::new();
-    let args = ["--size", "1", "--clients", "6", "--requests", "500", "--kills", "40"];
-    let said = pool(&path, &args);
+    let said = path.run("pool --size 1 --clients 6 --requests 500 --kills 40 --json");
     assert_held(&said, 1, 500, 40);
     said.assert_floors(&[("slots_of_the_dead", 3), ("waits", 100)]);
     path.assert_clean();
@@ -55,10 +46,9 @@ fn one_connection_is_enough() {
 #[test]
 fn more_slots_than_clients() {
     let path = TempPath::new();
-    let args = ["--size", "8", "--clients", "3", "--requests", "500", "--kills", "0"];
-    let said = pool(&path, &args);
+    let said = path.run("pool --size 8 --clients 3 --requests 500 --kills 0 --json");
     assert_held(&said, 8, 500, 0);
-    assert_eq!((said.number("slots_of_the_dead"), said.number("inherited")), (0, 0), "{said:?}");
+    said.assert_none(&["slots_of_the_dead", "inherited"]);
     path.assert_clean();
 }
 
@@ -66,45 +56,39 @@ fn more_slots_than_clients() {
 fn the_check_fails_if_nobody_takes_slots_back() {
     let path = TempPath::new();
     // Fewer kills than slots: the clients can go on.
-    let args = ["--size", "32", "--clients", "8", "--requests", "3000", "--kills", "31"];
-    let said = pool(&path, &[&args[..], &["--without-repair"]].concat());
-    assert_eq!(said.code(), Some(1), "{said:?}");
-    assert_eq!(said.json()["outcome"], "failed");
-    assert!(said.err.contains("of 32 slots are free at the end"), "{said:?}");
+    let line = "pool --size 32 --clients 8 --requests 3000 --kills 31 --without-repair --json";
+    path.run(line).assert_failed("of 32 slots are free at the end");
     path.assert_clean();
 }
 
-const ENDLESS: [&str; 5] = ["pool", "--requests", "1000000000", "--kills", "1000000"];
+const ENDLESS: &str = "pool --requests 1000000000 --kills 1000000";
 
 #[test]
 fn signals_end_it_cleanly() {
-    assert_signals_end(&ENDLESS);
+    assert_signals_end(ENDLESS);
 }
 
 #[test]
 fn clients_do_not_outlive_their_parent() {
-    assert_nobody_outlives(&ENDLESS);
+    assert_nobody_outlives(ENDLESS);
 }
 
 #[test]
 fn says_in_words_what_it_showed() {
-    let said = Demo::run(&["pool", "--requests", "200", "--kills", "3"]);
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    for what in ["20 processes", "5 connections", "3 of 3", "0 overlaps", "5 of 5 free", "held"] {
-        assert!(said.out.contains(what), "no {what:?} in {said:?}");
-    }
-    assert_eq!(said.err, "");
+    let whats = ["20 processes", "5 connections", "3 of 3", "0 overlaps", "5 of 5 free", "held"];
+    assert_says("pool --requests 200 --kills 3", &whats);
 }
 
 #[test]
 fn says_what_is_wrong_with_the_command_line() {
-    Demo::run(&["pool", "--size", "0"]).assert_error(2, "--size");
-    Demo::run(&["pool", "--size", "33"]).assert_error(2, "1..=32");
-    Demo::run(&["pool", "--clients", "129"]).assert_error(2, "1..=128");
-    Demo::run(&["pool", "--requests", "0"]).assert_error(2, "--requests");
-    Demo::run(&["pool", "--kills", "-1"]).assert_error(2, "-1");
-    Demo::run(&["pool", "--path", "/nonexistent/x"]).assert_error(1, "does the directory exist");
-    Demo::run(&["pool-client", "/nonexistent", "0", "1"]).assert_error(1, "started by");
+    let refused = [
+        ("--size 0", "--size"),
+        ("--size 33", "1..=32"),
+        ("--clients 129", "1..=128"),
+        ("--requests 0", "--requests"),
+        ("--kills -1", "-1"),
+    ];
+    assert_refuses("pool", &refused, "pool-client /nonexistent 0 1");
 }
 
 #[test]

@@ -2,33 +2,25 @@
 
 mod kit;
 
-use kit::{Demo, Said, TempPath, assert_nobody_outlives, assert_signals_end};
-use serde_json::json;
+use kit::{
+    Said, TempPath, assert_explains, assert_nobody_outlives, assert_refuses, assert_says,
+    assert_signals_end,
+};
 
 #[track_caller]
 fn assert_held(said: &Said, items: u64, kills: u64) {
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    assert_eq!(said.json()["outcome"], "held", "{said:?}");
-    assert_eq!(said.json()["failures"], json!([]));
+    said.assert_held_through(kills);
     for field in ["items", "pushed", "popped", "worked"] {
         assert_eq!(said.number(field), items, "{field} in {said:?}");
     }
-    assert_eq!(said.number("kills"), kills);
-    for field in ["misplaced", "wrong", "kills_from_outside"] {
-        assert_eq!(said.number(field), 0, "{field} in {said:?}");
-    }
-    assert!(said.number("inherited") <= kills, "{said:?}");
+    said.assert_none(&["misplaced", "wrong"]);
     assert!(said.number("repaired") <= said.number("inherited"), "{said:?}");
-}
-
-fn queue(path: &TempPath, args: &[&str]) -> Said {
-    Demo::run(&[&["queue", "--json", "--path", path.str()], args].concat())
 }
 
 #[test]
 fn no_item_is_lost_or_doubled_when_anybody_is_killed() {
     let path = TempPath::new();
-    let said = queue(&path, &["--items", "20000", "--kills", "200"]);
+    let said = path.run("queue --items 20000 --kills 200 --json");
     assert_held(&said, 20_000, 200);
     said.assert_floors(&[
         ("waits_for_room", 10),
@@ -37,15 +29,15 @@ fn no_item_is_lost_or_doubled_when_anybody_is_killed() {
         ("repaired", 1),
         ("again", 1),
     ]);
-    said.assert_explained(&["queue"]);
+    assert_explains("queue", &said.json());
     path.assert_clean();
 }
 
 #[test]
 fn a_ring_of_one_passes_every_item_on() {
     let path = TempPath::new();
-    let args = ["--producers", "6", "--consumers", "2", "--capacity", "1", "--items", "3000"];
-    let said = queue(&path, &[&args[..], &["--kills", "30"]].concat());
+    let line = "queue --producers 6 --consumers 2 --capacity 1 --items 3000 --kills 30 --json";
+    let said = path.run(line);
     assert_held(&said, 3000, 30);
     said.assert_floors(&[("waits_for_room", 500)]);
     path.assert_clean();
@@ -54,59 +46,54 @@ fn a_ring_of_one_passes_every_item_on() {
 #[test]
 fn one_of_each_and_one_item() {
     let path = TempPath::new();
-    let one = ["--producers", "1", "--consumers", "1", "--items", "1", "--kills", "5"];
-    assert_held(&queue(&path, &one), 1, 5);
+    let one = path.run("queue --producers 1 --consumers 1 --items 1 --kills 5 --json");
+    assert_held(&one, 1, 5);
     path.assert_clean();
 }
 
 #[test]
 fn nobody_is_told_of_deaths_where_there_are_none() {
     let path = TempPath::new();
-    let said = queue(&path, &["--items", "5000", "--kills", "0"]);
+    let said = path.run("queue --items 5000 --kills 0 --json");
     assert_held(&said, 5000, 0);
-    assert_eq!((said.number("inherited"), said.number("again")), (0, 0), "{said:?}");
+    said.assert_none(&["inherited", "again"]);
     path.assert_clean();
 }
 
 #[test]
 fn the_check_fails_if_heirs_do_not_repair() {
     let path = TempPath::new();
-    let said = queue(&path, &["--items", "20000", "--kills", "200", "--without-repair"]);
-    assert_eq!(said.code(), Some(1), "{said:?}");
-    assert_eq!(said.json()["outcome"], "failed");
-    assert!(said.err.contains("FAILED"), "{said:?}");
+    let line = "queue --items 20000 --kills 200 --without-repair --json";
+    path.run(line).assert_failed("FAILED");
     path.assert_clean();
 }
 
-const ENDLESS: [&str; 5] = ["queue", "--items", "1000000000", "--kills", "1000000"];
+const ENDLESS: &str = "queue --items 1000000000 --kills 1000000";
 
 #[test]
 fn signals_end_it_cleanly() {
-    assert_signals_end(&ENDLESS);
+    assert_signals_end(ENDLESS);
 }
 
 #[test]
 fn its_processes_do_not_outlive_their_parent() {
-    assert_nobody_outlives(&ENDLESS);
+    assert_nobody_outlives(ENDLESS);
 }
 
 #[test]
 fn says_in_words_what_it_showed() {
-    let said = Demo::run(&["queue", "--items", "500", "--kills", "3"]);
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    for what in ["500 pushed by 3", "500 popped by 3", "3 of 3", "held"] {
-        assert!(said.out.contains(what), "no {what:?} in {said:?}");
-    }
-    assert_eq!(said.err, "");
+    let whats = ["500 pushed by 3", "500 popped by 3", "3 of 3", "held"];
+    assert_says("queue --items 500 --kills 3", &whats);
 }
 
 #[test]
 fn says_what_is_wrong_with_the_command_line() {
-    Demo::run(&["queue", "--producers", "0"]).assert_error(2, "--producers");
-    Demo::run(&["queue", "--consumers", "65"]).assert_error(2, "1..=64");
-    Demo::run(&["queue", "--capacity", "1025"]).assert_error(2, "1..=1024");
-    Demo::run(&["queue", "--items", "0"]).assert_error(2, "--items");
-    Demo::run(&["queue", "--kills", "many"]).assert_error(2, "many");
-    Demo::run(&["queue", "--path", "/nonexistent/x"]).assert_error(1, "does the directory exist");
-    Demo::run(&["queue-member", "/nonexistent", "0", "1"]).assert_error(1, "started by");
+    let refused = [
+        ("--producers 0", "--producers"),
+        ("--consumers 65", "1..=64"),
+        ("--capacity 1025", "1..=1024"),
+        ("--items 0", "--items"),
+        ("--kills many", "many"),
+    ];
+    assert_refuses("queue", &refused, "queue-member /nonexistent 0 1");
 }

@@ -3,7 +3,10 @@
 
 mod kit;
 
-use kit::{Demo, Said, TempPath, assert_nobody_outlives, assert_signals_end, until};
+use kit::{
+    Demo, Said, TempPath, assert_explains, assert_nobody_outlives, assert_refuses, assert_says,
+    assert_signals_end, run, until,
+};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -54,22 +57,9 @@ fn says_what_does_not_fit() {
 #[test]
 fn nothing_is_lost_when_workers_are_killed() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "state",
-        "bench",
-        "--path",
-        path.str(),
-        "--operations",
-        "20000",
-        "--kills",
-        "100",
-        "--json",
-    ]);
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    assert_eq!(said.json()["outcome"], "held", "{said:?}");
-    assert_eq!(said.json()["failures"], json!([]));
-    assert_eq!(said.number("kills"), 100);
-    assert_eq!(said.number("wrong"), 0);
+    let said = path.run("state bench --operations 20000 --kills 100 --json");
+    said.assert_held_through(100);
+    said.assert_none(&["wrong"]);
     assert_eq!(said.number("entries"), said.number("entries_expected"));
     assert!(said.number("repaired") <= said.number("inherited"), "{said:?}");
     said.assert_floors(&[
@@ -81,58 +71,40 @@ fn nothing_is_lost_when_workers_are_killed() {
         ("in_doubt_made", 1),
         ("in_doubt_not_made", 1),
     ]);
-    said.assert_explained(&["state", "bench"]);
+    assert_explains("state bench", &said.json());
     path.assert_clean();
 }
 
 #[test]
 fn the_check_fails_if_heirs_do_not_repair() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "state",
-        "bench",
-        "--path",
-        path.str(),
-        "--operations",
-        "20000",
-        "--kills",
-        "100",
-        "--without-repair",
-        "--json",
-    ]);
-    assert_eq!(said.code(), Some(1), "{said:?}");
-    assert_eq!(said.json()["outcome"], "failed");
-    assert!(said.err.contains("FAILED"), "{said:?}");
+    let line = "state bench --operations 20000 --kills 100 --without-repair --json";
+    path.run(line).assert_failed("FAILED");
     path.assert_clean();
 }
 
-const ENDLESS: [&str; 6] = ["state", "bench", "--operations", "1000000000", "--kills", "1000000"];
+const ENDLESS: &str = "state bench --operations 1000000000 --kills 1000000";
 
 #[test]
 fn signals_end_it_cleanly() {
-    assert_signals_end(&ENDLESS);
+    assert_signals_end(ENDLESS);
 }
 
 #[test]
 fn workers_do_not_outlive_their_parent() {
-    assert_nobody_outlives(&ENDLESS);
+    assert_nobody_outlives(ENDLESS);
 }
 
 #[test]
 fn says_in_words_what_it_showed() {
-    let said = Demo::run(&["state", "bench", "--operations", "500", "--kills", "3"]);
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    for what in ["3 of 3", "0 wrong", "held"] {
-        assert!(said.out.contains(what), "no {what:?} in {said:?}");
-    }
-    assert_eq!(said.err, "");
+    assert_says("state bench --operations 500 --kills 3", &["3 of 3", "0 wrong", "held"]);
 }
 
 #[test]
 fn serves_until_it_is_told_to_end() {
     let path = TempPath::new();
-    let args = ["state", "serve", "--every", "1000", "--json", "--path", path.str()];
-    let mut demo = Demo::start(&args);
+    let serve = "state serve --every 1000 --json";
+    let mut demo = path.start(serve);
     let lines = demo.lines();
     assert_eq!(lines.json()["outcome"], "started");
     for value in ["1", "2"] {
@@ -144,22 +116,18 @@ fn serves_until_it_is_told_to_end() {
     let counts = ["sets", "entries", "changes", "operations", "servers"].map(|name| &line[name]);
     assert_eq!(counts.map(Value::as_u64), [2, 1, 2, 2, 1].map(Some));
     // One at a time, also if the one that is there does not answer.
-    let said = Demo::run(&args);
-    said.assert_error(1, &format!("served already, by process {}", demo.pid()));
+    path.run(serve).assert_error(1, &format!("served already, by process {}", demo.pid()));
     demo.signal(Signal::SIGKILL);
     assert_eq!(demo.end_soon().code(), None);
 
-    let mut demo = Demo::start(&[&args[..], &["--remove"]].concat());
+    let mut demo = path.start(&format!("{serve} --remove"));
     let lines = demo.lines();
     let line = lines.json();
     assert_eq!((&line["servers"], &line["entries"]), (&json!(2), &json!(1)));
     demo.signal(Signal::SIGTERM);
     let line = lines.json();
     assert_eq!((&line["outcome"], &line["signal"]), (&json!("ended"), &json!("SIGTERM")));
-    let help = Demo::run(&["state", "serve", "--help"]);
-    for field in line.as_object().expect("an object").keys() {
-        assert!(help.out.contains(field.as_str()), "--help does not explain {field}");
-    }
+    assert_explains("state serve", &line);
     assert_eq!(demo.end_soon().code(), Some(0));
     path.assert_clean();
 }
@@ -167,7 +135,7 @@ fn serves_until_it_is_told_to_end() {
 #[test]
 fn serves_without_being_asked() {
     let path = TempPath::new();
-    let mut demo = Demo::start(&["state", "serve", "--every", "1", "--json", "--path", path.str()]);
+    let mut demo = path.start("state serve --every 1 --json");
     let lines = demo.lines();
     until("a line came by itself", || lines.json()["outcome"] == "serving");
     demo.signal(Signal::SIGINT);
@@ -178,15 +146,12 @@ fn serves_without_being_asked() {
 
 #[test]
 fn says_what_is_wrong_with_the_command_line() {
-    Demo::run(&["state"]).assert_error(2, "Usage");
-    Demo::run(&["state", "get"]).assert_error(2, "KEY");
-    Demo::run(&["state", "set", "x"]).assert_error(2, "VALUE");
-    Demo::run(&["state", "bench", "--workers", "65"]).assert_error(2, "1..=64");
-    Demo::run(&["state", "bench", "--operations", "0"]).assert_error(2, "--operations");
-    Demo::run(&["state", "bench", "--kills", "-1"]).assert_error(2, "-1");
-    Demo::run(&["state", "serve", "--every", "0"]).assert_error(2, "--every");
-    Demo::run(&["state", "bench", "--path", "/nonexistent/x"])
-        .assert_error(1, "does the directory");
-    Demo::run(&["state", "set", "--path", "/nonexistent/x", "a", "b"]).assert_error(1, "/nonexist");
-    Demo::run(&["state-worker", "/nonexistent", "0", "1"]).assert_error(1, "started by");
+    run("state").assert_error(2, "Usage");
+    run("state get").assert_error(2, "KEY");
+    run("state set x").assert_error(2, "VALUE");
+    run("state set --path /nonexistent/x a b").assert_error(1, "/nonexist");
+    run("state serve --every 0").assert_error(2, "--every");
+    let refused =
+        [("--workers 65", "1..=64"), ("--operations 0", "--operations"), ("--kills -1", "-1")];
+    assert_refuses("state bench", &refused, "state-worker /nonexistent 0 1");
 }

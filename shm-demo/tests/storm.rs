@@ -3,19 +3,16 @@
 
 mod kit;
 
-use kit::{Demo, Said, TempPath, until};
-use nix::sys::signal::Signal;
+use kit::{
+    Said, TempPath, assert_explains, assert_nobody_outlives, assert_refuses, assert_signals_end,
+    run,
+};
 use std::fs;
 
 #[track_caller]
 fn assert_held(said: &Said) {
-    assert_eq!(said.code(), Some(0), "{said:?}");
-    assert_eq!(said.json()["outcome"], "held", "{said:?}");
-    assert_eq!(said.json()["failures"], serde_json::json!([]));
-    assert_eq!(said.number("order_inversions"), 0);
-    assert_eq!(said.number("lost_wakeups"), 0);
-    assert_eq!(said.number("deadlocks"), 0);
-    assert_eq!(said.number("kills_from_outside"), 0);
+    said.assert_held();
+    said.assert_none(&["order_inversions", "lost_wakeups", "deadlocks"]);
     assert!(said.number("repaired") <= said.number("inherited"), "{said:?}");
     assert!(said.number("handovers") <= said.number("acquisitions"), "{said:?}");
 }
@@ -44,25 +41,11 @@ const FLOORS: [(&str, u64); 15] = [
 fn nothing_is_lost_in_a_storm() {
     let path = TempPath::new();
     let plot = format!("{}/storm-{}.svg", env!("CARGO_TARGET_TMPDIR"), std::process::id());
-    let said = Demo::run(&[
-        "storm",
-        "--path",
-        path.str(),
-        "--seconds",
-        "5",
-        "--timeouts",
-        "--stops",
-        "--deadlock-checks",
-        "--json",
-        "--plot",
-        &plot,
-    ]);
+    let line = "storm --seconds 5 --timeouts --stops --deadlock-checks --json";
+    let said = path.run(&format!("{line} --plot {plot}"));
     println!("{}", said.out);
     assert_held(&said);
-    for (field, floor) in FLOORS {
-        let count = said.number(field);
-        assert!(count >= floor, "{field} is {count}, less than {floor}: {said:?}");
-    }
+    said.assert_floors(&FLOORS);
     assert!(said.number("eintr_observed") <= said.number("handlers_run"), "{said:?}");
     assert_eq!(said.json()["restart"], "mixed");
     path.assert_clean();
@@ -88,10 +71,9 @@ fn nothing_is_lost_in_a_storm() {
         assert!(svg.contains(what), "no {what:?} in the plot");
     }
 
-    let help = Demo::run(&["storm", "--help"]);
-    let fields = json.as_object().expect("an object").keys();
-    let of_waits = locks[0]["storm"].as_object().expect("an object").keys();
-    for field in fields.chain(of_waits) {
+    assert_explains("storm", &json);
+    let help = run("storm --help");
+    for field in locks[0]["storm"].as_object().expect("an object").keys() {
         assert!(help.out.contains(field.as_str()), "--help does not explain {field}");
     }
 }
@@ -99,43 +81,18 @@ fn nothing_is_lost_in_a_storm() {
 #[test]
 fn without_signals_nobody_is_interrupted() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "storm",
-        "--path",
-        path.str(),
-        "--seconds",
-        "1",
-        "--workers",
-        "2",
-        "--signals-per-second",
-        "0",
-        "--kills-per-second",
-        "0",
-        "--json",
-    ]);
+    let said = path
+        .run("storm --seconds 1 --workers 2 --signals-per-second 0 --kills-per-second 0 --json");
     assert_held(&said);
-    for field in ["signals_sent", "handlers_run", "eintr_observed", "interrupted", "timeouts"] {
-        assert_eq!(said.number(field), 0, "{field} in {said:?}");
-    }
-    for field in ["kills", "inherited", "stops"] {
-        assert_eq!(said.number(field), 0, "{field} in {said:?}");
-    }
+    said.assert_none(&["signals_sent", "handlers_run", "eintr_observed", "interrupted"]);
+    said.assert_none(&["timeouts", "kills", "inherited", "stops"]);
     path.assert_clean();
 }
 
 #[test]
 fn too_few_interruptions_are_a_failure() {
     let path = TempPath::new();
-    let said = Demo::run(&[
-        "storm",
-        "--path",
-        path.str(),
-        "--seconds",
-        "1",
-        "--restart",
-        "--floor-eintr",
-        "1000000000",
-    ]);
+    let said = path.run("storm --seconds 1 --restart --floor-eintr 1000000000");
     said.assert_error(1, "less than 1000000000");
     for what in ["SA_RESTART: always", "0 inversions", "FAILED"] {
         assert!(said.out.contains(what), "no {what:?} in {said:?}");
@@ -143,63 +100,30 @@ fn too_few_interruptions_are_a_failure() {
     path.assert_clean();
 }
 
-/// A run that goes on until it is ended, and has killed and replaced a worker.
-fn endless(path: &TempPath) -> Demo {
-    let demo = Demo::start(&[
-        "storm",
-        "--path",
-        path.str(),
-        "--seconds",
-        "1000000",
-        "--timeouts",
-        "--stops",
-        "--json",
-    ]);
-    until("the workers are there", || path.processes().len() >= 7);
-    let first = path.processes();
-    until("a worker was killed and replaced", || {
-        let now = path.processes();
-        now.len() >= 7 && now != first
-    });
-    demo
-}
+const ENDLESS: &str = "storm --seconds 1000000 --timeouts --stops";
 
 #[test]
 fn signals_end_it_cleanly() {
-    for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let path = TempPath::new();
-        let demo = endless(&path);
-        demo.signal(signal);
-        let said = demo.end_soon();
-        assert_eq!(said.code(), Some(code), "{said:?}");
-        assert_eq!(said.json()["outcome"], "interrupted", "{said:?}");
-        assert_eq!(said.json()["signal"], signal.as_str());
-        path.assert_clean();
-    }
+    assert_signals_end(ENDLESS);
 }
 
 #[test]
 fn workers_do_not_outlive_their_parent() {
-    let path = TempPath::new();
-    let demo = endless(&path);
-    demo.signal(Signal::SIGKILL);
-    assert_eq!(demo.end_soon().code(), None);
-    until("the workers are gone", || path.processes().is_empty());
-    let said = Demo::run(&["storm", "--path", path.str()]);
-    said.assert_error(1, "exists already");
+    assert_nobody_outlives(ENDLESS);
 }
 
 #[test]
 fn says_what_is_wrong_with_the_command_line() {
-    Demo::run(&["storm", "--floor-deadlock-checks", "9"]).assert_error(2, "--deadlock-checks");
-    Demo::run(&["storm", "--workers", "0"]).assert_error(2, "--workers");
-    Demo::run(&["storm", "--workers", "65"]).assert_error(2, "1..=64");
-    Demo::run(&["storm", "--seconds", "0"]).assert_error(2, "--seconds");
-    Demo::run(&["storm", "--signals-per-second", "1000000000"]).assert_error(2, "0..=1000000");
-    Demo::run(&["storm", "--kills-per-second", "1000"]).assert_error(2, "0..=100");
-    Demo::run(&["storm", "--restart", "--no-restart"]).assert_error(2, "cannot be used with");
-    Demo::run(&["storm", "--mixed", "--no-restart"]).assert_error(2, "cannot be used with");
-    Demo::run(&["storm", "--plot", "/nonexistent/x.svg"]).assert_error(1, "/nonexistent/x.svg");
-    Demo::run(&["storm", "--path", "/nonexistent/x"]).assert_error(1, "does the directory exist");
-    Demo::run(&["storm-worker", "/nonexistent", "0", "1", "never"]).assert_error(1, "started by");
+    let refused = [
+        ("--floor-deadlock-checks 9", "--deadlock-checks"),
+        ("--workers 0", "--workers"),
+        ("--workers 65", "1..=64"),
+        ("--seconds 0", "--seconds"),
+        ("--signals-per-second 1000000000", "0..=1000000"),
+        ("--kills-per-second 1000", "0..=100"),
+        ("--restart --no-restart", "cannot be used with"),
+        ("--mixed --no-restart", "cannot be used with"),
+    ];
+    assert_refuses("storm", &refused, "storm-worker /nonexistent 0 1 never");
+    run("storm --plot /nonexistent/x.svg").assert_error(1, "/nonexistent/x.svg");
 }

@@ -72,7 +72,7 @@ impl Subject for Segment<Pool> {
 pub(crate) fn run(args: &PoolArgs) -> Result<ExitCode> {
     let connections = u64::from(args.size) * u64::from(args.clients);
     allow_files(connections + u64::from(args.clients) + OTHER_FILES)?;
-    // It goes after the clients, and after the segment.
+    // Ended by the report, when the clients are gone; or dropped after them.
     let echo = Echo::start()?;
     let port = echo.port();
     let create = |path: &Path| {

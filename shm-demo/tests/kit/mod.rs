@@ -4,7 +4,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -49,6 +49,24 @@ impl TempPath {
 
     pub(crate) fn exists(&self) -> bool {
         fs::symlink_metadata(&self.0).is_ok()
+    }
+
+    /// Starts the program with the words of `line`, and with the path.
+    pub(crate) fn start(&self, line: &str) -> Demo {
+        Demo::start(&words(&format!("{line} --path {}", self.str())))
+    }
+
+    /// Starts it and waits for its end.
+    #[track_caller]
+    pub(crate) fn run(&self, line: &str) -> Said {
+        self.start(line).end()
+    }
+
+    /// Who takes part in the segment, if there is one already.
+    fn participants(&self) -> Vec<Value> {
+        let said = Demo::run(&["inspect", self.str(), "--json"]);
+        let all = (said.code() == Some(0)).then(|| said.json()["participants"].take());
+        all.and_then(|all| all.as_array().cloned()).unwrap_or_default()
     }
 
     /// The processes whose command line names the path.
@@ -115,15 +133,37 @@ impl Said {
         }
     }
 
-    /// Asserts that `--help` of the subcommand explains every field.
+    /// Asserts that none of it has happened.
     #[track_caller]
-    pub(crate) fn assert_explained(&self, subcommand: &[&str]) {
-        let help = Demo::run(&[subcommand, &["--help"]].concat());
-        assert_eq!(help.code(), Some(0));
-        assert!(help.out.contains("Example"), "{help:?}");
-        for field in self.json().as_object().expect("an object").keys() {
-            assert!(help.out.contains(field.as_str()), "--help does not explain {field}");
+    pub(crate) fn assert_none(&self, fields: &[&str]) {
+        for field in fields {
+            assert_eq!(self.number(field), 0, "{field} in {self:?}");
         }
+    }
+
+    /// Asserts that everything held.
+    #[track_caller]
+    pub(crate) fn assert_held(&self) {
+        assert_eq!(self.code(), Some(0), "{self:?}");
+        assert_eq!(self.json()["outcome"], "held", "{self:?}");
+        assert_eq!(self.json()["failures"], json!([]));
+        self.assert_none(&["kills_from_outside"]);
+    }
+
+    /// The same, through so many kills.
+    #[track_caller]
+    pub(crate) fn assert_held_through(&self, kills: u64) {
+        self.assert_held();
+        assert_eq!((self.number("kills"), self.number("kills_asked")), (kills, kills));
+        assert!(self.number("inherited") <= kills, "{self:?}");
+    }
+
+    /// Asserts that the check of a run found something that did not hold, and said
+    /// `what`.
+    #[track_caller]
+    pub(crate) fn assert_failed(&self, what: &str) {
+        self.assert_error(1, what);
+        assert_eq!(self.json()["outcome"], "failed");
     }
 
     /// Asserts that this is an error for the user: a code, a text that has
@@ -134,6 +174,16 @@ impl Said {
         assert!(self.err.contains(what), "no {what:?} in {self:?}");
         assert!(!self.err.contains("panicked"), "{self:?}");
     }
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// Runs the program with the words of `line`.
+#[track_caller]
+pub(crate) fn run(line: &str) -> Said {
+    Demo::run(&words(line))
 }
 
 /// A run of the program; killed and reaped when dropped.
@@ -233,64 +283,96 @@ pub(crate) fn inspect(path: &TempPath) -> Value {
 }
 
 /// A run that goes on until it is ended, with its workers at work.
-pub(crate) fn endless(path: &TempPath, workers: u32) -> Demo {
-    let workers_text = workers.to_string();
-    let demo = Demo::start(&[
-        "counter",
-        "--path",
-        path.str(),
-        "--workers",
-        &workers_text,
-        "--increments",
-        "1000000000",
-        "--kills",
-        "0",
-    ]);
-    until("the segment is there", || path.exists());
+#[track_caller]
+pub(crate) fn endless(path: &TempPath, workers: usize) -> Demo {
+    let line = format!("counter --workers {workers} --increments 1000000000 --kills 0");
+    let demo = path.start(&line);
     until("the workers are at work", || {
-        let said = Demo::run(&["inspect", path.str(), "--json"]);
-        said.code() == Some(0)
-            && said.json()["participants"].as_array().is_some_and(|all| {
-                all.len() as u32 == workers && all.iter().any(|one| !one["busy_with"].is_null())
-            })
+        let all = path.participants();
+        all.len() == workers && all.iter().any(|one| !one["busy_with"].is_null())
     });
     demo
 }
 
-/// Starts `args` at `path`, which are of a run with no end, and has each signal end it
-/// while it is at work.
+/// A run of `line`, which has no end, after somebody was killed in it and replaced.
 #[track_caller]
-pub(crate) fn assert_signals_end(args: &[&str]) {
+fn at_work(path: &TempPath, line: &str) -> Demo {
+    let demo = path.start(line);
+    until("somebody was killed and replaced", || {
+        path.participants().iter().any(|one| one["generation"].as_u64() > Some(1))
+    });
+    demo
+}
+
+/// Has each signal end a run of `line`, which has no end, while it is at work.
+#[track_caller]
+pub(crate) fn assert_signals_end(line: &str) {
     for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143), (Signal::SIGHUP, 129)] {
         let path = TempPath::new();
-        let demo = Demo::start(&[args, &["--json", "--path", path.str()]].concat());
-        until("somebody was killed and replaced", || {
-            // It may be too early for a segment.
-            let said = Demo::run(&["inspect", path.str(), "--json"]);
-            said.code() == Some(0)
-                && said.json()["participants"]
-                    .as_array()
-                    .is_some_and(|all| all.iter().any(|one| one["generation"].as_u64() > Some(1)))
-        });
+        let demo = at_work(&path, &format!("{line} --json"));
         demo.signal(signal);
         let said = demo.end_soon();
         assert_eq!(said.code(), Some(code), "{said:?}");
         assert_eq!(said.json()["outcome"], "interrupted", "{said:?}");
         assert_eq!(said.json()["signal"], signal.as_str());
-        assert!(said.number("kills") > 0, "{said:?}");
+        said.assert_floors(&[("kills", 1)]);
         path.assert_clean();
     }
 }
 
-/// Has SIGKILL end a run of `args`, which leaves the segment, and nobody.
+/// Has SIGKILL end a run of `line`, which leaves the segment, and nobody.
 #[track_caller]
-pub(crate) fn assert_nobody_outlives(args: &[&str]) {
+pub(crate) fn assert_nobody_outlives(line: &str) {
     let path = TempPath::new();
-    let demo = Demo::start(&[args, &["--path", path.str()]].concat());
-    until("the workers are there", || path.processes().len() > 2);
+    let demo = at_work(&path, line);
+    assert!(path.processes().len() > 2);
     demo.signal(Signal::SIGKILL);
     assert_eq!(demo.end_soon().code(), None);
     until("the workers are gone", || path.processes().is_empty());
-    let said = Demo::run(&[args, &["--path", path.str()]].concat());
-    said.assert_error(1, "exists already");
+    path.run(line).assert_error(1, "exists already");
+}
+
+/// Asserts that a run of `line` says this of itself, and nothing on standard error, which
+/// is no terminal.
+#[track_caller]
+pub(crate) fn assert_says(line: &str, whats: &[&str]) {
+    let said = run(line);
+    assert_eq!(said.code(), Some(0), "{said:?}");
+    for what in whats {
+        assert!(said.out.contains(what), "no {what:?} in {said:?}");
+    }
+    assert_eq!(said.err, "");
+}
+
+/// Asserts that `--help` of the subcommand explains every field of `object`: each begins
+/// a line, or comes behind others that do.
+#[track_caller]
+pub(crate) fn assert_explains(subcommand: &str, object: &Value) {
+    let help = run(&format!("{subcommand} --help"));
+    assert_eq!(help.code(), Some(0));
+    assert!(help.out.contains("Example"), "{help:?}");
+    let mut names = Vec::new();
+    for line in help.out.lines() {
+        let mut goes_on = true;
+        names.extend(
+            line.split_whitespace()
+                .take_while(|word| std::mem::replace(&mut goes_on, word.ends_with(','))),
+        );
+    }
+    for field in object.as_object().expect("an object").keys() {
+        let explained = names.iter().any(|name| name.trim_end_matches(',') == field);
+        assert!(explained, "--help does not explain {field}");
+    }
+}
+
+/// Asserts that the subcommand refuses what makes no sense, and says why; that it says
+/// so if it can create no segment; and that `child`, which it starts, works for it only.
+#[track_caller]
+pub(crate) fn assert_refuses(subcommand: &str, refused: &[(&str, &str)], child: &str) {
+    for (args, what) in refused {
+        run(&format!("{subcommand} {args}")).assert_error(2, what);
+    }
+    let said = run(&format!("{subcommand} --path /nonexistent/x"));
+    said.assert_error(1, "does the directory exist");
+    run(child).assert_error(1, "started by");
 }
