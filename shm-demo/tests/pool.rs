@@ -24,9 +24,9 @@ fn slots_of_the_killed_come_back() {
     assert_held(&said, 5, 5000, 120);
     said.assert_floors(&[
         ("slots_taken", 5000),
-        ("slots_of_the_dead", 10),
+        ("slots_of_the_dead", 3),
         ("inherited", 1),
-        ("waits", 100),
+        ("waits", 30),
         ("order_checked", 1000),
         ("connections", 60),
     ]);
@@ -39,7 +39,7 @@ fn one_connection_is_enough() {
     let path = TempPath::new();
     let said = path.run("pool --size 1 --clients 6 --requests 500 --kills 40 --json");
     assert_held(&said, 1, 500, 40);
-    said.assert_floors(&[("slots_of_the_dead", 3), ("waits", 100)]);
+    said.assert_floors(&[("slots_of_the_dead", 1), ("waits", 20)]);
     path.assert_clean();
 }
 
