@@ -90,12 +90,20 @@ pub struct Condvar {
 }
 
 /// Whether a wait with a limit reached it.
+///
+/// # Examples
+///
+/// See [`Condvar::wait_for`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitTimeoutResult(bool);
 
 impl WaitTimeoutResult {
     /// Whether the time was over before a notification came (for
     /// [`Condvar::wait_while_for`]: before the condition changed).
+    ///
+    /// # Examples
+    ///
+    /// See [`Condvar::wait_for`].
     pub fn timed_out(self) -> bool {
         self.0
     }

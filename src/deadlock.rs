@@ -117,6 +117,10 @@ pub fn check_all(segments: &[&dyn AnySegment]) -> Vec<Cycle> {
 }
 
 /// A [`Segment`], whatever is in it.
+///
+/// # Examples
+///
+/// See [`check_all`].
 pub trait AnySegment: sealed::Sealed {}
 
 impl<T> AnySegment for Segment<T> {}
@@ -141,12 +145,20 @@ mod sealed {
 /// the last for one that the first holds.
 ///
 /// Its `Display` has a line for each of them.
+///
+/// # Examples
+///
+/// See the [module](self).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cycle {
     members: Vec<Member>,
 }
 
 /// A thread in a [`Cycle`].
+///
+/// # Examples
+///
+/// See the [module](self).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Member {
@@ -175,6 +187,10 @@ pub struct Member {
 impl Cycle {
     /// Who is in it: each waits for a lock that the next one holds, the last for
     /// one that the first one holds. Two at the least.
+    ///
+    /// # Examples
+    ///
+    /// See the [module](self).
     pub fn members(&self) -> &[Member] {
         &self.members
     }

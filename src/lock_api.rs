@@ -88,6 +88,10 @@ use zerocopy::FromBytes;
 pub struct RawMutex(Mutex<()>);
 
 /// What a thread keeps that holds a [`RawMutex`]. To drop it does not unlock.
+///
+/// # Examples
+///
+/// See [`RawMutex`].
 pub struct RawGuard(Current);
 
 // SAFETY: a shared one can only be printed. That reads the id of the attachment, which

@@ -864,6 +864,15 @@ unsafe impl<U: ?Sized + Sync> Sync for MappedMutexGuard<'_, U> {}
 
 impl<'a, U: ?Sized> MappedMutexGuard<'a, U> {
     /// Who died holding the lock; see [`MutexGuard::inherited`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{MappedMutexGuard, Mutex, MutexGuard};
+    /// let mutex = Mutex::new((1, 2));
+    /// let first = MutexGuard::map(mutex.lock(), |pair| &mut pair.0);
+    /// assert!(MappedMutexGuard::inherited(&first).is_none());
+    /// ```
     pub fn inherited(this: &Self) -> Option<DeadOwner> {
         this.raw.inheritance(&this.me).map(DeadOwner)
     }

@@ -323,6 +323,10 @@ fn took(parked: Result<(), ParkError>) -> bool {
 }
 
 /// Why [`park_with`] took no token.
+///
+/// # Examples
+///
+/// See [`park_with`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ParkError {
