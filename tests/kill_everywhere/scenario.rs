@@ -397,25 +397,26 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         place: Place::OtherBoot,
         ..ASIDE
     },
-    // From here on the lock can be taken past those who wait. How long somebody has
+    // From here on the lock can be taken past those who wait. How long the operations are
+    // depends on the clock, too: the floors are three quarters of what was counted. How long somebody has
     // waited is not for a harness to choose that stops the victim all the time: all
     // have waited for too long.
     Scenario {
         name: "past: free, somebody queues meanwhile",
-        floor: 260,
+        floor: 190,
         interject: Some((When::AfterOwner, &[Queue(W1)])),
         ..PAST
     },
     Scenario {
         name: "past: lock past a dead waiter",
-        floor: 320,
+        floor: 240,
         before: &[Lock(O), Queue(M), Stop(M), Unlock(O)],
         after: &[Die(M)],
         ..PAST
     },
     Scenario {
         name: "past: try_lock past a dead waiter",
-        floor: 340,
+        floor: 250,
         before: &[Lock(O), Queue(M), Stop(M), Unlock(O)],
         after: &[Die(M)],
         op: Op::Try,
@@ -424,7 +425,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     // It hands over what it has just taken.
     Scenario {
         name: "past: try_lock, somebody has waited long",
-        floor: 1000,
+        floor: 750,
         before: &[Lock(O), Queue(W1), Stop(W1), Rest, Unlock(O)],
         op: Op::Try,
         owns: (false, false),
@@ -433,7 +434,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: lock, somebody has waited long",
-        floor: 1300,
+        floor: 970,
         before: &[Lock(O), Queue(W1), Stop(W1), Rest, Unlock(O)],
         legs: &[leg(&[Continue(W1), Got(W1), Unlock(W1)])],
         changes: 3,
@@ -441,7 +442,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: lock, two have waited long",
-        floor: 1050,
+        floor: 780,
         before: &[Lock(O), Queue(W1), Queue(W2), Stop(W1), Rest, Unlock(O)],
         legs: &[leg(&[Continue(W1), Got(W1), Unlock(W1), Got(W2), Unlock(W2)])],
         changes: 3,
@@ -449,14 +450,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: lock behind an owner",
-        floor: 1100,
+        floor: 820,
         before: &[Lock(O)],
         legs: &[leg(&[Unlock(O)])],
         ..PAST
     },
     Scenario {
         name: "past: lock in the middle",
-        floor: 700,
+        floor: 520,
         before: &[Lock(O), Queue(W1)],
         legs: &[Leg { entry: &[Queue(W2)], wake: Wake::By(&[Unlock(O), Got(W1), Unlock(W1)]) }],
         ..PAST
@@ -464,64 +465,64 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "past: unlock, nobody waits", floor: 17, ..PAST_UNLOCK },
     Scenario {
         name: "past: unlock, leaves it free",
-        floor: 260,
+        floor: 190,
         after: &[Queue(W1), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, leaves it free, more behind",
-        floor: 290,
+        floor: 210,
         after: &[Queue(W1), Queue(W2), Queue(W3), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, somebody queues meanwhile",
-        floor: 240,
+        floor: 180,
         interject: Some((When::BeforeOwner, &[Queue(W1)])),
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, a dead head, one behind",
-        floor: 430,
+        floor: 320,
         after: &[Queue(M), Queue(W1), Stop(W1), Die(M), Rest],
         ..PAST_UNLOCK
     },
     // Who has stepped over the dead is known to be the head: nobody has to edit.
     Scenario {
         name: "past: unlock, hands over",
-        floor: 400,
+        floor: 300,
         after: &[Queue(M), Queue(W1), Die(M), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, hands over, more behind",
-        floor: 500,
+        floor: 370,
         after: &[Queue(M), Queue(W1), Queue(W2), Queue(W3), Die(M), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: unlock, an inherited lock",
-        floor: 270,
+        floor: 200,
         before: &[Lock(D), Die(D)],
         after: &[Queue(W1), Rest],
         ..PAST_UNLOCK
     },
     Scenario {
         name: "past: take over, nobody waits",
-        floor: 700,
+        floor: 520,
         before: &[Lock(D), Die(D)],
         ..PAST
     },
     Scenario {
         name: "past: take over at the head, two behind",
-        floor: 1600,
+        floor: 1200,
         before: &[Lock(D)],
         legs: &[Leg { entry: &[Queue(W1), Queue(W2)], wake: Wake::By(&[Die(D)]) }],
         ..PAST
     },
     Scenario {
         name: "past: give up alone",
-        floor: 620,
+        floor: 460,
         before: &[Lock(O)],
         op: Op::Late,
         owns: (false, false),
@@ -529,7 +530,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "past: give up at the tail",
-        floor: 300,
+        floor: 220,
         before: &[Lock(O), Queue(W1)],
         op: Op::Late,
         owns: (false, false),
