@@ -397,10 +397,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         place: Place::OtherBoot,
         ..ASIDE
     },
-    // From here on the lock can be taken past those who wait. How long the operations are
-    // depends on the clock, too: the floors are three quarters of what was counted. How long somebody has
+    // From here on the lock can be taken past those who wait. How long somebody has
     // waited is not for a harness to choose that stops the victim all the time: all
-    // have waited for too long.
+    // have waited for too long. How many instructions an operation has depends on the
+    // clock, too: the floors are three quarters of what was counted.
     Scenario {
         name: "past: free, somebody queues meanwhile",
         floor: 190,
