@@ -388,3 +388,128 @@ mod lock_api_mutex {
         let _again = mutex.lock();
     }
 }
+
+/// parking_lot's tests for condition variables, of `lock_api`'s around this crate's. (This
+/// crate's own go through them in `tests/threads`.)
+#[cfg(feature = "lock_api")]
+mod lock_api_condvar {
+    use heirlock::{RawCondvar, RawMutex};
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    type Mutex<T> = lock_api::Mutex<RawMutex, T>;
+    type Condvar = lock_api::Condvar<RawCondvar>;
+
+    #[test]
+    fn smoke() {
+        let condvar = Condvar::new();
+        assert!(!condvar.notify_one());
+        assert_eq!(condvar.notify_all(), 0);
+        assert_eq!(size_of::<RawCondvar>(), 16);
+    }
+
+    #[test]
+    fn test_mutex_arc_condvar() {
+        let pair = Arc::new((Mutex::new(false), Condvar::new()));
+        let other = Arc::clone(&pair);
+        let (tell, told) = channel();
+        let thread = thread::spawn(move || {
+            told.recv().unwrap();
+            *other.0.lock() = true;
+            other.1.notify_one();
+        });
+        let mut ready = pair.0.lock();
+        tell.send(()).unwrap();
+        assert!(!*ready);
+        while !*ready {
+            pair.1.wait(&mut ready);
+        }
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn notify_all() {
+        const COUNT: usize = 10;
+        let (mutex, condvar) = (Mutex::new(0), Condvar::new());
+        thread::scope(|scope| {
+            for _ in 0..COUNT {
+                scope.spawn(|| {
+                    let mut arrived = mutex.lock();
+                    *arrived += 1;
+                    condvar.wait(&mut arrived);
+                    *arrived -= 1;
+                });
+            }
+            while *mutex.lock() != COUNT {
+                thread::yield_now();
+            }
+            assert_eq!(condvar.notify_all(), COUNT);
+        });
+        assert_eq!(*mutex.lock(), 0);
+    }
+
+    #[test]
+    fn notify_one_return_true() {
+        let (mutex, condvar) = (Mutex::new(false), Condvar::new());
+        thread::scope(|scope| {
+            let mut waits = mutex.lock();
+            scope.spawn(|| {
+                *mutex.lock() = true;
+                assert!(condvar.notify_one());
+            });
+            condvar.wait(&mut waits);
+            assert!(*waits);
+        });
+    }
+
+    #[test]
+    fn wait_for() {
+        let (mutex, condvar) = (Mutex::new(()), Condvar::new());
+        let mut guard = mutex.lock();
+        assert!(condvar.wait_for(&mut guard, Duration::from_millis(1)).timed_out());
+        assert!(mutex.is_locked());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _guard = mutex.lock();
+                assert!(condvar.notify_one());
+            });
+            // For ever: no instant is so far.
+            assert!(!condvar.wait_for(&mut guard, Duration::MAX).timed_out());
+        });
+    }
+
+    #[test]
+    fn wait_until() {
+        let (mutex, condvar) = (Mutex::new(()), Condvar::new());
+        let mut guard = mutex.lock();
+        assert!(condvar.wait_until(&mut guard, Instant::now()).timed_out());
+        drop(guard);
+        assert!(mutex.try_lock().is_some());
+    }
+
+    #[test]
+    fn two_mutexes() {
+        let (first, second, condvar) = (Mutex::new(false), Mutex::new(()), Condvar::new());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut waits = first.lock();
+                *waits = true;
+                condvar.wait(&mut waits);
+            });
+            while !*first.lock() {
+                thread::yield_now();
+            }
+            let refused = scope.spawn(|| {
+                let mut guard = second.lock();
+                condvar.wait(&mut guard);
+            });
+            let panic = refused.join().unwrap_err();
+            let text = panic.downcast_ref::<String>().unwrap();
+            assert!(text.contains("one mutex for each"), "{text}");
+            assert!(!second.is_locked(), "the guard was whole, and dropped");
+            assert!(condvar.notify_one());
+        });
+    }
+}
