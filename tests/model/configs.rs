@@ -100,7 +100,7 @@ pub(crate) const ALL: &[Bounds] = &[
     },
     Bounds {
         name: "3 threads x 1, give-ups, 2 deaths, 1 re-use, 1 panic of an heir",
-        size: Size::Medium,
+        size: Size::Full,
         config: Config {
             programs: [ONCE, ONCE, ONCE, 0],
             give_ups: true,
@@ -113,7 +113,7 @@ pub(crate) const ALL: &[Bounds] = &[
     },
     Bounds {
         name: "3 threads, one tries, give-ups, 1 death, 1 re-use, 1 panic of an heir",
-        size: Size::Medium,
+        size: Size::Full,
         config: Config {
             programs: [ONCE, ONCE, TRIES, 0],
             give_ups: true,

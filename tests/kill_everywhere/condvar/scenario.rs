@@ -181,8 +181,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "condvar: notify all, the lock has a queue",
-        floor: 1200,
-        sparse: false,
+        floor: 20,
         before: &[Wait(W1), Wait(W2), Wait(W3), Lock(O), Queue(Q)],
         ..ALL
     },
