@@ -415,7 +415,7 @@ impl RawCondvar {
             return Err(Corrupted("the thread met that in an earlier operation"));
         }
         let condvar = &me.row().condvar;
-        // As in `RawMutex::editing`.
+        // Relaxed: taking the guard publishes it. Release: the edit is done.
         condvar.store(self.0.name_in(me.mapping()), Relaxed);
         let result = edit(&self.edit(me)?);
         condvar.store(0, Release);
@@ -541,8 +541,9 @@ impl RawCondvar {
         // (or is missing in a forked child, where all those are dead who waited).
         let mutex = unsafe { LockWords::of_waiter(me.mapping(), row.lock.load(Relaxed)) };
         let mutex = mutex.ok_or(NO_MUTEX)?;
-        // As in `RawMutex::editing`, but for its `lock`, which stays: it may be another
-        // one, and this thread, or the dead one whose row it has, in that one's queue.
+        // As `RawMutex::editing` does with `lock`, which stays here: it may be another one,
+        // and this thread, or the dead one whose row it has, in that one's queue. Relaxed:
+        // taking the guard publishes it. Release: the edit is done.
         let edits = &me.row().edits;
         edits.store(mutex.name_in(me.mapping()), Relaxed);
         let guard = QueueGuard::take(mutex, me)?;

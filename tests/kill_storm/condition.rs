@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_dead_notifier_of_all_began_is_finished", dead_notifier_of_all),
     ("the_notification_of_a_dead_waiter_passes_to_the_next", dead_waiter),
     ("the_notifications_of_dead_waiters_pass_on_in_whichever_order_they_die", dead_waiters),
+    ("who_dies_with_the_lock_before_its_wait_returned_passes_its_notification_on", dead_owner),
     ("a_row_is_reused_only_after_its_dead_user_left_both_queues", reused_row),
 ];
 
@@ -172,6 +173,27 @@ fn dead_waiters() {
             other.unlock(0);
         }
     }
+}
+
+/// The first of three was notified, and then the second, whom the third one watches. The
+/// first is killed when it has been served, and has not looked yet: of that only who
+/// inherits the lock learns, and no longer as of a waiter.
+fn dead_owner() {
+    let scene = Scene::new();
+    let (first, mut second, mut third) = (waiter(&scene), waiter(&scene), waiter(&scene));
+    let mut owner = scene.puppet();
+    assert_eq!(owner.lock(0), Got::Lock);
+    first.process.stop();
+    assert!(owner.notify_one(0) && owner.notify_one(0));
+    owner.unlock(0);
+    assert_eq!(scene.owner(0), Some(first.participant));
+    let pid = first.pid();
+    scene.kill(first);
+    let got = second.got();
+    assert!(matches!(got, Got::Inherited { pid: dead, .. } if dead == pid), "{got:?}");
+    until("the third one is notified", || is_notified(&scene, &third));
+    second.unlock(0);
+    assert_eq!(third.got(), Got::Lock);
 }
 
 /// The row of one that was notified and killed gets a new user, who has to leave the
