@@ -194,6 +194,14 @@ impl Actor {
         self.answer()
     }
 
+    /// Has it take a lock by `command` that is free.
+    pub(crate) fn take_free(&mut self, command: Tell) -> Res<()> {
+        match self.ask(command)?.got {
+            Got::Lock => Ok(()),
+            got => wrong(format!("row {} takes a free lock, and got {got:?}", self.row)),
+        }
+    }
+
     pub(crate) fn kill(&mut self) {
         if !self.gone {
             kill_and_reap(self.pid);

@@ -21,7 +21,7 @@ use super::{Effort, Recorded, Res, Run, advance, same_place, wrong};
 use crate::actor::Got;
 use crate::image::Image;
 use crate::scenario::{BASE, Do, Leg, Op, SCENARIOS, Scenario, Wake, Who, leg};
-use crate::trace::{How, Point, SIGNAL, Traced, process_state};
+use crate::trace::{How, Point, SIGNAL, Traced};
 use crate::victim::{Outcome, handle_signals};
 use crate::world::World;
 use heirlock::Policy;
@@ -414,14 +414,7 @@ fn finish(
                 sleep = None;
                 world.act(acts)?;
             }
-            (None, true) => {
-                // A thread that is about to find that it need not sleep looks
-                // the same for an instant.
-                std::thread::sleep(Duration::from_millis(20));
-                if process_state(victim.pid) == b'S' {
-                    return wrong("the victim sleeps, and nobody is to wake it");
-                }
-            }
+            (None, true) => victim.must_wake()?,
         }
     }
     Ok(())

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Why a run did not come to its end.
 #[derive(Debug)]
@@ -443,6 +444,16 @@ impl Traced {
             return Ok(());
         }
         Err(Fail::Diverged(format!("{:x?} instead of {point:x?}", self.point)))
+    }
+
+    /// It seems to sleep, and nobody is to wake it. A thread that is about to find that it
+    /// need not sleep looks the same for an instant.
+    pub(crate) fn must_wake(&self) -> Res<()> {
+        std::thread::sleep(Duration::from_millis(20));
+        if process_state(self.pid) == b'S' {
+            return wrong("the victim sleeps, and nobody is to wake it");
+        }
+        Ok(())
     }
 
     /// Whether it is about to sleep in a futex call.

@@ -150,10 +150,7 @@ impl World {
     fn act_one(&mut self, what: Do) -> Res<()> {
         match what {
             Do::Lock(who) => {
-                let answer = self.actor(who).ask(Tell::Lock)?;
-                if answer.got != Got::Lock {
-                    return wrong(format!("{who:?} takes a free lock, and got {:?}", answer.got));
-                }
+                self.actor(who).take_free(Tell::Lock)?;
                 self.holder = Some(who);
             }
             Do::Queue(who) => {
@@ -169,10 +166,7 @@ impl World {
                 self.waiting.push(who);
             }
             Do::LockOther(who) => {
-                let answer = self.actor(who).ask(Tell::LockOther)?;
-                if answer.got != Got::Lock {
-                    return wrong(format!("{who:?} takes a free lock, and got {:?}", answer.got));
-                }
+                self.actor(who).take_free(Tell::LockOther)?;
             }
             Do::QueueOther(who) => {
                 let owner = self.holder.expect("the owner of both locks");

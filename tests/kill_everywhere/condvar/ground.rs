@@ -186,10 +186,7 @@ impl Ground {
     fn act_one(&mut self, what: Do) -> Res<()> {
         match what {
             Do::Lock(who) => {
-                let answer = self.actor(who).ask(Tell::Lock)?;
-                if answer.got != Got::Lock {
-                    return wrong(format!("{who:?} takes a free lock, and got {:?}", answer.got));
-                }
+                self.actor(who).take_free(Tell::Lock)?;
                 self.holder = Some(who);
             }
             Do::Queue(who) => {

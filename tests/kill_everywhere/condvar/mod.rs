@@ -10,7 +10,7 @@ mod scenario;
 mod signals;
 
 use crate::image::Image;
-use crate::run::{ENOUGH_SLOW, Effort, Shard, Tally, bring, guarded, place};
+use crate::run::{ENOUGH_SLOW, Effort, Shard, Tally, bring, guarded, place, usual};
 use crate::trace::{Fail, How, Point, Res, Trace, Traced, wrong};
 use ground::{Allowed, Ground, Seen};
 use scenario::{Leg, Op, SCENARIOS, Scenario, Wake, Who};
@@ -127,24 +127,11 @@ impl Condvars {
 
     /// What the operation consists of, as a rule; `None` if it fails.
     fn usual<'a>(&mut self, scenario: &'a Scenario) -> Option<Recorded<'a>> {
-        let mut recorded: Option<Recorded> = None;
-        for round in 0..6 {
-            let again = match guarded(&mut self.ground, |ground| record(ground, scenario)) {
-                Ok(again) => again,
-                Err(fail) => {
-                    self.report(scenario, "the undisturbed run", None, &fail);
-                    return None;
-                }
-            };
-            let usual = recorded.as_ref().is_some_and(|r| r.trace.points() == again.trace.points());
-            if recorded.as_ref().is_none_or(|r| again.trace.last() <= r.trace.last()) {
-                recorded = Some(again);
-            }
-            if usual && round >= 2 {
-                break;
-            }
-        }
-        recorded
+        let recorded = usual(
+            |recorded: &Recorded| &recorded.trace,
+            || guarded(&mut self.ground, |ground| record(ground, scenario)),
+        );
+        recorded.map_err(|fail| self.report(scenario, "the undisturbed run", None, &fail)).ok()
     }
 
     fn scenario(&mut self, scenario: &Scenario) -> Tally {

@@ -6,9 +6,9 @@ use super::{Condvars, Recorded, advance, next_leg, same_place};
 use crate::image::Image;
 use crate::run::signals::{Tally, only_point, to_marker};
 use crate::run::{self, bring, guarded};
-use crate::trace::{Fail, How, Point, Res, SIGNAL, Traced, process_state, wrong};
+use crate::trace::{Fail, How, Point, Res, SIGNAL, Traced, wrong};
 use crate::victim::{Outcome, handle_signals};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// A wait that is over.
 struct Ended {
@@ -175,14 +175,7 @@ fn finish(
                 sleep = None;
                 ground.act(acts)?;
             }
-            (None, true) => {
-                // A thread that is about to find that it need not sleep looks the same
-                // for an instant.
-                std::thread::sleep(Duration::from_millis(20));
-                if process_state(victim.pid) == b'S' {
-                    return wrong("the victim sleeps, and nobody is to wake it");
-                }
-            }
+            (None, true) => victim.must_wake()?,
         }
     }
     Ok(())
