@@ -3,7 +3,7 @@
 use crate::kit::{Board, Got, Puppet, Test};
 use crate::scene::{Scene, until};
 use crate::stepped::Stepper;
-use heirlock::{Segment, WaitView, waiters};
+use heirlock::{Policy, Segment, WaitView, statistics, waiters};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, raise};
 
@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_dead_notifier_of_all_began_is_finished", dead_notifier_of_all),
     ("the_notification_of_a_dead_waiter_passes_to_the_next", dead_waiter),
     ("the_notifications_of_dead_waiters_pass_on_in_whichever_order_they_die", dead_waiters),
+    ("who_is_moved_to_the_queue_of_a_throughput_lock_looks_there", throughput),
     ("who_dies_with_the_lock_before_its_wait_returned_passes_its_notification_on", dead_owner),
     ("a_row_is_reused_only_after_its_dead_user_left_both_queues", reused_row),
 ];
@@ -172,6 +173,26 @@ fn dead_waiters() {
             assert_eq!(other.got(), Got::Lock);
             other.unlock(0);
         }
+    }
+}
+
+/// How long a waiter sleeps at most depends on the lock's policy. So each has to fall
+/// asleep anew, also those that watch whom they have to watch.
+fn throughput() {
+    let scene = Scene::with_policy(Policy::Throughput);
+    let mut waiters: Vec<Puppet> = (0..3).map(|_| waiter(&scene)).collect();
+    let mut owner = scene.puppet();
+    assert_eq!(owner.lock(0), Got::Lock);
+    let sleeps = |waiter: &Puppet| statistics(&scene.segment, waiter.participant).map(|s| s.sleeps);
+    let before: Vec<_> = waiters.iter().map(sleeps).collect();
+    assert_eq!(owner.notify_all(0), 3);
+    for (waiter, before) in waiters.iter().zip(before) {
+        until("each sleeps anew", || sleeps(waiter) > before);
+    }
+    owner.unlock(0);
+    for waiter in &mut waiters {
+        assert_eq!(waiter.got(), Got::Lock);
+        waiter.unlock(0);
     }
 }
 
