@@ -15,6 +15,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_a_dead_notifier_of_all_began_is_finished", dead_notifier_of_all),
     ("the_notification_of_a_dead_waiter_passes_to_the_next", dead_waiter),
     ("the_notifications_of_dead_waiters_pass_on_in_whichever_order_they_die", dead_waiters),
+    ("who_comes_to_stand_behind_another_one_looks_whom_it_waits_for", interloper),
+    ("who_moved_up_as_another_gave_up_watches_the_one_in_front", moved_up),
     ("who_is_moved_to_the_queue_of_a_throughput_lock_looks_there", throughput),
     ("who_dies_with_the_lock_before_its_wait_returned_passes_its_notification_on", dead_owner),
     ("a_row_is_reused_only_after_its_dead_user_left_both_queues", reused_row),
@@ -176,6 +178,62 @@ fn dead_waiters() {
     }
 }
 
+fn sleeps(scene: &Scene, puppet: &Puppet) -> u64 {
+    statistics(&scene.segment, puppet.participant).expect("it is there").sleeps
+}
+
+/// Between the moves of the first and the second of two who are all notified, another one
+/// queues for the lock.
+fn interloper() {
+    let scene = Scene::new();
+    let Some(notifier) = Stepper::in_role(&scene, "notifier") else { return };
+    notifier.go_on();
+    let (mut first, mut second) = (waiter(&scene), waiter(&scene));
+    let (mut owner, mut other) = (scene.puppet(), scene.sound_sleeper());
+    assert_eq!(owner.lock(0), Got::Lock);
+    let queue = || heirlock::queue(&scene.segment.locks[0]).unwrap_or_default();
+    let before = sleeps(&scene, &second);
+    notifier.until(&scene, "it moves the first one", || queue() == [first.participant]);
+    scene.park(&mut other, "lock 0");
+    notifier.set_going();
+    let order = [&first, &other, &second].map(|puppet| puppet.participant);
+    until("the second one is moved", || queue() == order);
+    until("it has looked", || sleeps(&scene, &second) > before);
+    // Whom it watches is no longer the one that was in front of it.
+    other.process.stop();
+    owner.unlock(0);
+    assert_eq!(first.got(), Got::Lock);
+    first.unlock(0);
+    assert_eq!(scene.owner(0), Some(other.participant));
+    let pid = other.pid();
+    scene.kill(other);
+    let got = second.got();
+    assert!(matches!(got, Got::Inherited { pid: dead, .. } if dead == pid), "{got:?}");
+}
+
+/// Whoever is behind one that gives up watches another one from then on, and sleeps on
+/// when both are moved.
+fn moved_up() {
+    let scene = Scene::new();
+    let first = waiter(&scene);
+    let mut gives_up = scene.puppet();
+    assert_eq!(gives_up.lock(0), Got::Lock);
+    gives_up.wait(&scene.segment, 0, 0, "for 300000");
+    let mut last = waiter(&scene);
+    assert_eq!(gives_up.got(), Got::Nothing);
+    gives_up.unlock(0);
+    let mut owner = scene.puppet();
+    assert_eq!(owner.lock(0), Got::Lock);
+    first.process.stop();
+    assert_eq!(owner.notify_all(0), 2);
+    owner.unlock(0);
+    assert_eq!(scene.owner(0), Some(first.participant));
+    let pid = first.pid();
+    scene.kill(first);
+    let got = last.got();
+    assert!(matches!(got, Got::Inherited { pid: dead, .. } if dead == pid), "{got:?}");
+}
+
 /// How long a waiter sleeps at most depends on the lock's policy. So each has to fall
 /// asleep anew, also those that watch whom they have to watch.
 fn throughput() {
@@ -183,11 +241,10 @@ fn throughput() {
     let mut waiters: Vec<Puppet> = (0..3).map(|_| waiter(&scene)).collect();
     let mut owner = scene.puppet();
     assert_eq!(owner.lock(0), Got::Lock);
-    let sleeps = |waiter: &Puppet| statistics(&scene.segment, waiter.participant).map(|s| s.sleeps);
-    let before: Vec<_> = waiters.iter().map(sleeps).collect();
+    let before: Vec<_> = waiters.iter().map(|waiter| sleeps(&scene, waiter)).collect();
     assert_eq!(owner.notify_all(0), 3);
     for (waiter, before) in waiters.iter().zip(before) {
-        until("each sleeps anew", || sleeps(waiter) > before);
+        until("each sleeps anew", || sleeps(&scene, waiter) > before);
     }
     owner.unlock(0);
     for waiter in &mut waiters {
