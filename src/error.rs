@@ -2,12 +2,14 @@
 //! not given a name.
 
 use crate::deadlock::Cycle;
+use crate::lock::acquisition::NotBegun;
 use crate::lock::raw::Failed;
 use crate::memory::error::Corrupted;
 use crate::memory::names::NAME_LEN;
 use crate::participant::attach::AttachError;
 use core::fmt;
 use std::error::Error;
+use std::io;
 
 /// Why the calling thread cannot wait for the lock, or the condition variable, at
 /// all. The calls that return no error panic with this.
@@ -27,6 +29,9 @@ pub enum Unusable {
     Deadlock(Cycle),
     /// The thread could not join the segment.
     Attach(AttachError),
+    /// The kernel does not take what waits for the lock without a thread; see
+    /// [`uring`](crate::uring).
+    Refused(io::Error),
     /// The segment holds what no participant can have written.
     Corrupted {
         /// What that was.
@@ -127,6 +132,15 @@ impl From<AttachError> for Unusable {
     }
 }
 
+impl From<NotBegun> for LockError {
+    fn from(error: NotBegun) -> Self {
+        match error {
+            NotBegun::Attach(error) => Self::Unusable(error.into()),
+            NotBegun::Failed(failed) => failed.into(),
+        }
+    }
+}
+
 impl From<Failed> for LockError {
     fn from(failed: Failed) -> Self {
         match failed {
@@ -161,6 +175,11 @@ impl fmt::Display for Unusable {
                  up; drop the locks that it holds before it tries again: {cycle}"
             ),
             Self::Attach(error) => error.fmt(f),
+            Self::Refused(error) => write!(
+                f,
+                "the kernel does not wait for locks in this way ({error}); use futures, which \
+                 do without io_uring, or lock in a thread"
+            ),
             Self::Corrupted { what } => Corrupted(what).fmt(f),
         }
     }
@@ -208,6 +227,7 @@ impl Error for Unusable {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Attach(error) => error.source(),
+            Self::Refused(error) => Some(error),
             _ => None,
         }
     }

@@ -117,6 +117,8 @@ mod participant;
 mod segment;
 mod sys;
 pub mod thread;
+#[cfg(all(feature = "io-uring", not(loom)))]
+pub mod uring;
 
 #[doc = include_str!("signals.md")]
 pub mod signals {}

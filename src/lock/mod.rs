@@ -22,6 +22,7 @@
 //! `loom_tests` runs this code in every schedule of a few threads, on a machine
 //! as weak as these orderings allow.
 
+pub(crate) mod acquisition;
 pub(crate) mod cancel;
 pub(crate) mod condvar;
 pub(crate) mod cycle;

@@ -229,7 +229,7 @@ impl RawMutex {
 
     /// Whether waiting would be waiting for oneself. A thread that has mapped
     /// the segment twice has two rows; so the row is not all that counts.
-    fn is_owned_by_caller(&self, me: &Attachment) -> bool {
+    pub(super) fn is_owned_by_caller(&self, me: &Attachment) -> bool {
         let owner = Id::from_bits(self.0.owner.load(SeqCst)).plain();
         if owner == me.id() {
             return true;
@@ -304,16 +304,9 @@ impl RawMutex {
                 wait::rearm(me.row(), waiting);
                 continue;
             }
-            if watched.hasty && !seen {
-                seen = wait::fence_owners(me);
-                if !seen {
-                    me.demand_fences();
-                } else if !active(Fault::NoLookAfterBarrier) {
-                    // It may have released just before.
-                    continue;
-                }
+            if watched.is_seen(me, &mut seen) {
+                continue;
             }
-            watched.hasty &= !seen;
             match wait::park(me, waiting, Some(watched), limits) {
                 Ok(Slept::Look | Slept::Heartbeat) => {}
                 Ok(Slept::TimedOut) => return self.give_up(me, Failed::TimedOut),
@@ -321,6 +314,66 @@ impl RawMutex {
                 // Who cannot sleep here must not stand in the others' way.
                 Err(corrupted) => return self.give_up(me, corrupted.into()),
             }
+        }
+    }
+
+    /// Takes the lock if that can be had at once; else queues, for somebody who does not
+    /// sleep here, and has to call [`Self::advance`] then.
+    pub(super) fn begin(&self, me: &Attachment) -> Result<Option<WaitState>, Failed> {
+        match self.lock_fast(me) {
+            Fast::Done => return Ok(None),
+            Fast::Slow => {}
+            Fast::Late => {
+                self.settle_barge(me)?;
+                return Ok(None);
+            }
+        }
+        let policy = self.0.policy();
+        if policy == Policy::Throughput && self.is_free() && self.barge(me)? {
+            return Ok(None);
+        }
+        me.look_who_fences();
+        self.enqueue(me, policy, ENDS_BY_ITSELF).map(Some).map_err(Failed::from)
+    }
+
+    /// What a waiter that sleeps elsewhere does when it begins, and whenever it was woken:
+    /// looks, and takes the lock if it is its turn (`None`). Or else it may sleep until
+    /// its state changes, or whom it watches dies. `seen` is whether every owner that was
+    /// there when it queued sees that.
+    pub(super) fn advance(
+        &self,
+        me: &Attachment,
+        waiting: WaitState,
+        seen: &mut bool,
+    ) -> Result<Option<Watched>, Corrupted> {
+        wait::rearm(me.row(), waiting);
+        loop {
+            let mut watched = match self.look(me, waiting)? {
+                Look::Served => return Ok(None),
+                Look::Mine => {
+                    self.leave(me, waiting)?;
+                    return Ok(None);
+                }
+                Look::Again => continue,
+                Look::Watch(watched) => watched,
+            };
+            watched.lossy = self.0.policy() == Policy::Throughput;
+            if watched.is_seen(me, seen) {
+                continue;
+            }
+            if wait::fall_silent(me.row(), waiting) {
+                return Ok(Some(watched));
+            }
+            wait::rearm(me.row(), waiting);
+        }
+    }
+
+    /// Ends a wait of the same kind: `came` is whether the lock is its.
+    pub(super) fn end(&self, me: &Attachment, came: bool) {
+        // Release: as in `lock_slow`.
+        me.row().lock.store(0, Release);
+        if came {
+            me.count_acquired();
         }
     }
 
@@ -425,7 +478,7 @@ impl RawMutex {
     /// Out of the queue without the lock, and says `why`, unless it came in the
     /// last moment. Grants are made under the guard, so under the guard it is
     /// certain.
-    fn give_up(&self, me: &Attachment, why: Failed) -> Result<(), Failed> {
+    pub(super) fn give_up(&self, me: &Attachment, why: Failed) -> Result<(), Failed> {
         let guard = QueueGuard::take(&self.0, me)?;
         let owner = Id::from_bits(self.0.owner.load(SeqCst));
         let unlinked = guard.unlink(me.id().index())?;
@@ -532,7 +585,7 @@ impl RawMutex {
         self.owner().inherited().then(|| me.inheritance(self.address()))?
     }
 
-    fn address(&self) -> usize {
+    pub(crate) fn address(&self) -> usize {
         core::ptr::from_ref(&self.0).addr()
     }
 

@@ -6,7 +6,7 @@ use super::word::{Code, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::life::consult_witness;
-use crate::participant::table::Row;
+use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{self, Fault, active};
@@ -36,6 +36,39 @@ pub(super) struct Watched {
     pub(super) hasty: bool,
     /// Whether a wake may be lost if its sender is killed before it sends it.
     pub(super) lossy: bool,
+}
+
+impl Watched {
+    /// Has the owner see that somebody waits, unless it is `seen` already. Whether it may
+    /// have released just before: then the waiter looks again.
+    pub(super) fn is_seen(&mut self, me: &Attachment, seen: &mut bool) -> bool {
+        if self.hasty && !*seen {
+            *seen = fence_owners(me);
+            if !*seen {
+                me.demand_fences();
+            } else if !active(Fault::NoLookAfterBarrier) {
+                return true;
+            }
+        }
+        self.hasty &= !*seen;
+        false
+    }
+
+    /// Its life word, with the value at which it lives.
+    pub(super) fn life<'m>(&self, table: Table<'m>) -> Result<Expect<'m>, Corrupted> {
+        let word = table.life(self.index).ok_or(Corrupted("a watched row is out of range"))?;
+        Ok((word, self.life))
+    }
+
+    /// For how long a sleeper may go without a look.
+    pub(super) fn heartbeat(watched: Option<&Self>) -> Duration {
+        let usual = fault::heartbeat(HEARTBEAT);
+        match watched {
+            Some(Watched { hasty: true, .. }) => usual.min(UNFENCED),
+            Some(Watched { lossy: true, .. }) => usual.min(fault::lossy(LOSSY)),
+            _ => usual,
+        }
+    }
 }
 
 /// How a sleep ended.
@@ -116,19 +149,8 @@ pub(super) fn sleep(
 ) -> Result<Slept, Corrupted> {
     let table = me.table();
     let Limits { deadline, cancelled, interruptible, check_at, .. } = limits;
-    let life = match watched {
-        Some(Watched { index, life, .. }) => {
-            let word = table.life(index).ok_or(Corrupted("a watched row is out of range"))?;
-            Some((word, life))
-        }
-        None => None,
-    };
-    let usual = fault::heartbeat(HEARTBEAT);
-    let heartbeat = now.plus(match watched {
-        Some(Watched { hasty: true, .. }) => usual.min(UNFENCED),
-        Some(Watched { lossy: true, .. }) => usual.min(fault::lossy(LOSSY)),
-        _ => usual,
-    });
+    let life = watched.map(|watched| watched.life(table)).transpose()?;
+    let heartbeat = now.plus(Watched::heartbeat(watched.as_ref()));
     let first = [deadline, heartbeat, check_at].into_iter().flatten().min();
     let until = first.ok_or(Corrupted("the clock has run out"))?;
     let token = cancelled.filter(|_| !active(Fault::LostCancel)).map(Ticket::word);
@@ -188,17 +210,27 @@ pub(super) fn park(
     watched: Option<Watched>,
     limits: Limits,
 ) -> Result<Slept, Corrupted> {
-    let state = &me.row().state;
-    let parked = waiting.with(Code::Parked);
-    let slept = if state.compare_exchange(waiting.bits(), parked.bits(), SeqCst, SeqCst).is_ok() {
+    let slept = if fall_silent(me.row(), waiting) {
         let now = Deadline::now();
         fall_asleep(me.row(), now);
-        sleep(me, now, (state, parked.bits()), watched, limits)
+        sleep(me, now, silent(me.row(), waiting), watched, limits)
     } else {
         Ok(Slept::Look)
     };
     rearm(me.row(), waiting);
     slept
+}
+
+/// Says that the row's user is not about to look: whoever changes something owes it a
+/// wake. `false` if there is something to look at.
+pub(super) fn fall_silent(row: &Row, waiting: WaitState) -> bool {
+    let parked = waiting.with(Code::Parked).bits();
+    row.state.compare_exchange(waiting.bits(), parked, SeqCst, SeqCst).is_ok()
+}
+
+/// What the row's state is as long as there is nothing to look at.
+pub(super) fn silent(row: &Row, waiting: WaitState) -> Expect<'_> {
+    (&row.state, waiting.with(Code::Parked).bits())
 }
 
 /// Notes since when the row's thread sleeps in its wait, if it has not slept in it

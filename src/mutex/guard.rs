@@ -9,11 +9,13 @@ use crate::lock::wait::{Detect, Limits};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Inheritance;
 use crate::participant::current::{Current, current};
+use crate::participant::lease::{Lease, give_back};
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::{self, ManuallyDrop};
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
+use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
 
@@ -83,14 +85,29 @@ fn lost(me: &Current, failed: Failed) -> ! {
     fail(failed)
 }
 
-/// Releases what a guard holds.
-#[inline(always)]
+/// Releases what a guard holds, for as long as there is the guard.
 fn release(raw: &RawMutex, me: &Current) {
+    released(raw.unlock(me, me.is_marked()));
+}
+
+/// Releases what a guard held that is gone.
+#[inline(always)]
+fn drop_guard(raw: &RawMutex, me: &Current) {
     match raw.unlock_fast(me, me.is_marked()) {
         Fast::Done => {}
-        Fast::Slow => released(raw.unlock_slow(me)),
+        // Rows on lease never release on the fast path.
+        Fast::Slow => drop_slow(raw, me),
         Fast::Late => released(raw.release_slow(me)),
     }
+}
+
+#[cold]
+fn drop_slow(raw: &RawMutex, me: &Current) {
+    let result = raw.unlock_slow(me);
+    if result.is_ok() {
+        give_back(*me);
+    }
+    released(result);
 }
 
 #[cold]
@@ -145,7 +162,7 @@ unsafe impl<T: ?Sized + Sync> Sync for MutexGuard<'_, T> {}
 impl<T: ?Sized> Drop for MutexGuard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
-        release(&self.mutex.raw, &self.me);
+        drop_guard(&self.mutex.raw, &self.me);
     }
 }
 
@@ -154,6 +171,11 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     #[inline(always)]
     pub(super) fn new(me: Current, mutex: &'a Mutex<T>) -> Self {
         Self { me, mutex }
+    }
+
+    /// For who has acquired the lock with a row on lease.
+    pub(crate) fn on_lease(lease: Lease, mutex: &'a Mutex<T>) -> Self {
+        Self { me: lease.into_current(), mutex }
     }
 
     #[inline(always)]
@@ -249,7 +271,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     ) -> Result<Outcome, Unusable> {
         this.check_process();
         let there = current(core::ptr::from_ref(condvar).addr(), reclaim)?;
-        if !there.is_same(this.me) {
+        if !there.is_same(this.me) && !Arc::ptr_eq(there.mapping(), this.me.mapping()) {
             return Err(Unusable::OtherSegment);
         }
         let mark = this.me.is_marked();
@@ -431,7 +453,7 @@ impl<'a, U: ?Sized> MappedMutexGuard<'a, U> {
 impl<U: ?Sized> Drop for MappedMutexGuard<'_, U> {
     #[inline(always)]
     fn drop(&mut self) {
-        release(self.raw, &self.me);
+        drop_guard(self.raw, &self.me);
     }
 }
 

@@ -11,11 +11,11 @@ use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::fault::{Fault, active};
 use crate::sys::robust_list::{DIED, Node, OWNER_DIED, RobustList, TID_MASK, WAITERS};
 use crate::sys::{membarrier, ofd_lock, process, shm};
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 use core::ptr::NonNull;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 /// Why a thread could not join a segment.
@@ -107,9 +107,24 @@ pub(crate) struct Inheritance {
     pub(crate) unwinding: bool,
 }
 
-/// A thread's row in a segment. It stays on its thread, in a box.
+/// Whose row an attachment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// A thread's: the row in which it waits asleep.
+    Thread,
+    /// A thread's, too: one of those in which it waits otherwise, each for one lock.
+    Lease,
+    /// The process's helper's, for whichever thread has it at the moment.
+    Process,
+}
+
+/// A row in a segment, and whatever else belongs to who uses it. It stays on its
+/// thread, in a box, unless its home is the process.
 #[derive(Debug)]
 pub(crate) struct Attachment {
+    home: Cell<Home>,
+    /// Which place it has among its thread's, or the process's, leases.
+    pub(super) place: Cell<u32>,
     /// Nobody, in a child into which fork copied it.
     id: Cell<Id>,
     /// The id as an owner's: it says whether this thread releases with a fence.
@@ -119,7 +134,8 @@ pub(crate) struct Attachment {
     /// How many locks the thread holds here.
     held: Cell<u32>,
     tid: u32,
-    inherited: RefCell<Vec<Inheritance>>,
+    /// A mutex, since guards can be asked by several threads at once.
+    inherited: Mutex<Vec<Inheritance>>,
     /// Set when the thread gave away what it holds to its process.
     outlives_thread: Cell<bool>,
     /// Set when the thread met corruption half-way through an operation.
@@ -132,6 +148,19 @@ impl Attachment {
     #[inline(always)]
     pub(crate) fn id(&self) -> Id {
         self.id.get()
+    }
+
+    pub(crate) fn home(&self) -> Home {
+        self.home.get()
+    }
+
+    /// Makes it one of the leases, which all release with a fence: so whoever drops a
+    /// guard of theirs comes by where they are given back.
+    pub(super) fn let_out(&self, home: Home, place: u32) {
+        self.home.set(home);
+        self.place.set(place);
+        self.owner_as.set(self.id().as_fencing());
+        self.hasty.set(false);
     }
 
     /// The id that this thread has as the owner of a lock that nobody waited
@@ -198,7 +227,7 @@ impl Attachment {
     pub(crate) fn inherit(&self, lock: usize, dead: Id) {
         // Of a lock that was forgotten, and whose memory is another lock's now.
         self.disinherit(lock);
-        self.inherited.borrow_mut().push(Inheritance {
+        self.inheritances().push(Inheritance {
             lock,
             dead,
             identity: self.identity(dead),
@@ -209,12 +238,16 @@ impl Attachment {
 
     /// From whom the lock at the address `lock`, which is held, was taken over.
     pub(crate) fn inheritance(&self, lock: usize) -> Option<Inheritance> {
-        self.inherited.borrow().iter().find(|one| one.lock == lock).cloned()
+        self.inheritances().iter().find(|one| one.lock == lock).cloned()
+    }
+
+    fn inheritances(&self) -> MutexGuard<'_, Vec<Inheritance>> {
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The same, when the lock is released.
     pub(crate) fn disinherit(&self, lock: usize) -> Option<Inheritance> {
-        let mut all = self.inherited.borrow_mut();
+        let mut all = self.inheritances();
         let at = all.iter().position(|one| one.lock == lock)?;
         Some(all.swap_remove(at))
     }
@@ -261,7 +294,9 @@ impl Attachment {
     /// another PID namespace) nothing is published: the kernel would take that
     /// thread for us and mark it dead.
     pub(crate) fn publish_watch(&self, watched: Option<(&AtomicU32, u32)>) {
-        let Some(enlisted) = &self.enlisted else { return };
+        // Of the process's rows the list is the helper's, and belongs to that.
+        let own = self.home.get() != Home::Process;
+        let Some(enlisted) = self.enlisted.as_ref().filter(|_| own) else { return };
         match watched {
             Some((_, life)) if self.looks_like_own_life(life) => {}
             Some((word, _)) => enlisted.list.set_pending(Some(word)),
@@ -301,12 +336,12 @@ impl Attachment {
         release_claim(&self.mapping, index);
     }
 
-    /// Leaves at the end of the thread, which may hold locks: then the row
-    /// stays until the kernel has marked it, and those who wait inherit. If no
-    /// kernel will, it is given back, for [`Self::mark_dead`].
+    /// Leaves at the end of the thread, which may hold locks, or have a wait `under_way`:
+    /// then the row stays until the kernel has marked it, and those who wait inherit. If
+    /// no kernel will, it is given back, for [`Self::mark_dead`].
     #[must_use]
-    pub(crate) fn leave_at_thread_end(self: Box<Self>) -> Option<NonNull<Self>> {
-        if self.holds_nothing() && !self.is_broken() {
+    pub(crate) fn leave_at_thread_end(self: Box<Self>, under_way: bool) -> Option<NonNull<Self>> {
+        if self.holds_nothing() && !self.is_broken() && !under_way {
             self.detach();
             return None;
         }
@@ -560,12 +595,14 @@ pub(crate) fn attach(
     drop(registry);
 
     let attachment = Box::new(Attachment {
+        home: Cell::new(Home::Thread),
+        place: Cell::new(0),
         id: Cell::new(id),
         owner_as: Cell::new(id),
         hasty: Cell::new(true),
         held: Cell::new(0),
         tid,
-        inherited: RefCell::new(Vec::new()),
+        inherited: Mutex::new(Vec::new()),
         outlives_thread: Cell::new(false),
         broken: Cell::new(false),
         enlisted,
@@ -584,7 +621,7 @@ pub(crate) fn attach(
         && let Err(corrupted) = reclaim(&attachment)
     {
         attachment.mark_broken();
-        if let Some(attachment) = attachment.leave_at_thread_end() {
+        if let Some(attachment) = attachment.leave_at_thread_end(false) {
             // SAFETY: it was leaked.
             unsafe { attachment.as_ref() }.mark_dead();
         }

@@ -2,9 +2,10 @@
 #![allow(unsafe_code)]
 
 use super::attach::{AttachError, Attachment, Reclaim, attach, forget_process_identity};
+use super::lease;
 use crate::memory::map::Mapping;
 use crate::memory::registry::{self, Found};
-use crate::sys::atomic::AtomicU32;
+use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::process;
 use crate::sys::robust_list::RobustList;
 use core::cell::{Cell, RefCell};
@@ -25,7 +26,7 @@ const MARK: usize = 1;
 const _: () = assert!(align_of::<Attachment>() > MARK);
 
 impl Current {
-    fn new(attachment: NonNull<Attachment>) -> Self {
+    pub(super) fn new(attachment: NonNull<Attachment>) -> Self {
         Self(attachment)
     }
 
@@ -48,7 +49,7 @@ impl Current {
     }
 
     #[inline(always)]
-    fn unmarked(self) -> NonNull<Attachment> {
+    pub(super) fn unmarked(self) -> NonNull<Attachment> {
         let unmark = |address: NonZeroUsize| {
             // SAFETY: an attachment is aligned, so there are other bits.
             unsafe { NonZeroUsize::new_unchecked(address.get() & !MARK) }
@@ -66,8 +67,8 @@ impl Deref for Current {
         // thread's end, or in `prune`, and in both cases only if it holds no
         // lock. A `Current` lives in a guard, whose lock is held, or in an
         // operation on a lock that lies in the segment, which is therefore
-        // open; `prune` leaves open segments alone. In a forked child the
-        // parent's attachments are leaked.
+        // open; `prune` leaves open segments alone. (For leases see there.) In a
+        // forked child the parent's attachments are leaked.
         unsafe { self.unmarked().as_ref() }
     }
 }
@@ -85,13 +86,56 @@ struct Hot {
 /// No answer: it is for no address.
 const COLD: Hot = Hot { start: 0, len: 0, epoch: 0, attachment: core::ptr::null_mut() };
 
-/// An attachment and the addresses for which it is the answer.
-struct Entry {
+/// Where a mapping is the one that belongs to an address.
+#[derive(Clone)]
+pub(super) struct Place {
     range: Range<usize>,
-    /// In which epoch that was found; `None` if it holds for as long as the
+    /// In which epoch that was found; `None` if it holds for as long as there is an
     /// attachment, which keeps its mapping where it is.
     epoch: Option<u32>,
-    attachment: NonNull<Attachment>,
+}
+
+impl Place {
+    pub(super) fn holds(&self, address: usize) -> bool {
+        self.range.contains(&address) && self.epoch.is_none_or(|valid| valid == registry::epoch())
+    }
+}
+
+/// An attachment and the addresses for which it is the answer.
+pub(super) struct Entry {
+    pub(super) place: Place,
+    pub(super) attachment: NonNull<Attachment>,
+}
+
+impl Entry {
+    pub(super) fn attachment(&self) -> &Attachment {
+        // SAFETY: entries own their attachments.
+        unsafe { self.attachment.as_ref() }
+    }
+
+    /// Whether it is no longer of use, and may go: unless it is lent.
+    pub(super) fn is_stale(&self) -> bool {
+        let attachment = self.attachment();
+        !attachment.is_of_this_process()
+            || attachment.mapping().is_shared()
+                && !attachment.mapping().is_open()
+                && attachment.holds_nothing()
+                && !attachment.is_broken()
+    }
+
+    /// # Safety
+    ///
+    /// Nothing else refers to the attachment, which is not the process's and holds no
+    /// lock; the entry is gone. (In a forked child a parent's may be referred to.)
+    pub(super) unsafe fn discard(self) {
+        // SAFETY: the entry owned it. A parent's is leaked, for copied guards.
+        let attachment = unsafe { Box::from_raw(self.attachment.as_ptr()) };
+        if attachment.is_of_this_process() {
+            attachment.detach();
+        } else {
+            std::mem::forget(attachment);
+        }
+    }
 }
 
 thread_local! {
@@ -112,16 +156,16 @@ struct Leave;
 impl Drop for Leave {
     fn drop(&mut self) {
         HOT.set(COLD);
-        let entries = ALL.with(|all| all.take());
+        let entries = ALL.with(|all| all.take()).into_iter().map(|entry| (entry, false));
         let mut unmarked = Vec::new();
-        for entry in entries {
-            // SAFETY: the entries own their attachments, and both places that
+        for (entry, lent) in entries.chain(lease::leave()) {
+            // SAFETY: the entries own their attachments, and all places that
             // hand them out have just been emptied; a `Current` in a guard
             // that outlives this keeps `held` above 0, and then the memory is
-            // not freed.
+            // not freed, nor is it if the attachment is lent.
             let attachment = unsafe { Box::from_raw(entry.attachment.as_ptr()) };
             if attachment.is_of_this_process() {
-                unmarked.extend(attachment.leave_at_thread_end());
+                unmarked.extend(attachment.leave_at_thread_end(lent));
             } else {
                 std::mem::forget(attachment);
             }
@@ -173,66 +217,90 @@ pub(crate) fn current(address: usize, reclaim: Reclaim) -> Result<Current, Attac
 #[cold]
 fn look_up(address: usize, reclaim: Reclaim) -> Result<Current, AttachError> {
     prune();
+    // Before it is found out what it is for: it may be out of date then, never wrong.
     let epoch = registry::epoch();
     let known = ALL.with(|all| {
         let all = all.borrow();
-        let hit = |entry: &&Entry| {
-            entry.range.contains(&address) && entry.epoch.is_none_or(|valid| valid == epoch)
-        };
-        all.iter().find(hit).map(|entry| (entry.range.clone(), entry.attachment))
+        let entry = all.iter().find(|entry| entry.place.holds(address))?;
+        Some((entry.place.range.clone(), entry.attachment))
     });
     let (range, attachment) = match known {
         Some(known) => known,
-        None => join(address, epoch, reclaim)?,
+        None => join(address, reclaim)?,
     };
     let (start, len) = (range.start, range.end - range.start);
     HOT.set(Hot { start, len, epoch, attachment: attachment.as_ptr() });
     Ok(Current::new(attachment))
 }
 
-fn join(
-    address: usize,
-    epoch: u32,
-    reclaim: Reclaim,
-) -> Result<(Range<usize>, NonNull<Attachment>), AttachError> {
+/// The mapping to which `address` belongs, and where it is the one.
+pub(super) fn mapping_at(address: usize) -> Result<(Arc<Mapping>, Place), AttachError> {
+    let epoch = registry::epoch();
     let found = registry::lock().find(address, Mapping::private);
     let found = found.map_err(|source| AttachError::Io { step: "map private memory", source })?;
-    let (mapping, range, epoch) = match found {
+    Ok(match found {
         Found::Shared(mapping) => {
             let range = mapping.range();
-            (mapping, range, None)
+            (mapping, Place { range, epoch: None })
         }
-        Found::Private(mapping, gap) => (mapping, gap, Some(epoch)),
-    };
+        Found::Private(mapping, gap) => (mapping, Place { range: gap, epoch: Some(epoch) }),
+    })
+}
+
+fn join(
+    address: usize,
+    reclaim: Reclaim,
+) -> Result<(Range<usize>, NonNull<Attachment>), AttachError> {
+    let (mapping, place) = mapping_at(address)?;
+    let range = place.range.clone();
     let attached = ALL.with(|all| {
         let mut all = all.borrow_mut();
-        let entry = all.iter_mut().find(|entry| Arc::ptr_eq(mapping_of(entry), &mapping))?;
-        entry.range = range.clone();
-        entry.epoch = epoch;
+        let same = |entry: &&mut Entry| Arc::ptr_eq(entry.attachment().mapping(), &mapping);
+        let entry = all.iter_mut().find(same)?;
+        entry.place = place.clone();
         Some(entry.attachment)
     });
     let attachment = match attached {
         Some(attachment) => attachment,
         None => {
-            static FORK_HANDLER: AtomicU32 = AtomicU32::new(0);
-            process::at_fork(&FORK_HANDLER, nothing, nothing, disown_parent);
+            expect_forks();
             let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim)?));
-            let entry = Entry { range: range.clone(), epoch, attachment };
-            ALL.with(|all| all.borrow_mut().push(entry));
-            // Registers the destructor; fails where it has run.
-            let _ = LEAVE.try_with(|_| ());
+            ALL.with(|all| all.borrow_mut().push(Entry { place, attachment }));
+            leave_at_end();
             attachment
         }
     };
     Ok((range, attachment))
 }
 
+/// Has a child that is forked from now on disown what it copies.
+pub(super) fn expect_forks() {
+    static FORK_HANDLER: AtomicU32 = AtomicU32::new(0);
+    process::at_fork(&FORK_HANDLER, nothing, nothing, disown_parent);
+}
+
+/// Has the thread leave all segments when it ends.
+pub(super) fn leave_at_end() {
+    // Registers the destructor; fails where it has run.
+    let _ = LEAVE.try_with(|_| ());
+}
+
 extern "C" fn nothing() {}
+
+/// How many forks lie between the first process that expected any and this one.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// Which process this is: it changes from parent to child.
+pub(super) fn generation_of_process() -> u32 {
+    // Relaxed: it changes while the process has one thread.
+    FORKS.load(Ordering::Relaxed)
+}
 
 /// In a forked child: what its one thread has copied is its parent's. Guards
 /// find that out from the attachment, so it is not freed.
 extern "C" fn disown_parent() {
     HOT.set(COLD);
+    FORKS.fetch_add(1, Ordering::Relaxed);
     forget_process_identity();
     // glibc does not. A handler may have forked in the middle of a wait.
     if let Some(list) = RobustList::of_this_thread() {
@@ -241,45 +309,27 @@ extern "C" fn disown_parent() {
     ALL.with(|all| {
         // Borrowed only if a signal handler forked in the middle of an attach.
         for entry in all.try_borrow().iter().flat_map(|all| all.iter()) {
-            // SAFETY: entries own their attachments.
-            unsafe { entry.attachment.as_ref() }.disown();
+            entry.attachment().disown();
         }
     });
-}
-
-fn mapping_of(entry: &Entry) -> &Arc<Mapping> {
-    // SAFETY: entries own their attachments.
-    unsafe { entry.attachment.as_ref() }.mapping()
+    lease::disown_all();
 }
 
 /// Drops the attachments that are no longer of use: to segments that nobody in
 /// the process has open, and, in a forked child, those of its parent.
 pub(crate) fn prune() {
     let gone: Vec<Entry> = ALL.with(|all| {
-        let stale = |entry: &mut Entry| {
-            // SAFETY: entries own their attachments.
-            let attachment = unsafe { entry.attachment.as_ref() };
-            !attachment.is_of_this_process()
-                || attachment.mapping().is_shared()
-                    && !attachment.mapping().is_open()
-                    && attachment.holds_nothing()
-                    && !attachment.is_broken()
-        };
         let mut all = all.borrow_mut();
+        let stale = |entry: &mut Entry| entry.is_stale();
         if all.iter_mut().any(stale) { all.extract_if(.., stale).collect() } else { Vec::new() }
     });
     for entry in gone {
         HOT.set(COLD);
-        // SAFETY: the entry owned it, and is gone; nothing else refers to it:
-        // it holds no lock, and its segment is closed, or it is the parent's,
-        // and then it is leaked for the sake of copied guards.
-        let attachment = unsafe { Box::from_raw(entry.attachment.as_ptr()) };
-        if attachment.is_of_this_process() {
-            attachment.detach();
-        } else {
-            std::mem::forget(attachment);
-        }
+        // SAFETY: nothing else refers to it: it holds no lock, and its segment is
+        // closed, or it is the parent's.
+        unsafe { entry.discard() };
     }
+    lease::prune();
 }
 
 /// The row of the calling thread in `mapping`, joining at the first need.

@@ -5,6 +5,9 @@
 
 pub(crate) mod attach;
 pub(crate) mod current;
+pub(crate) mod helper;
 pub(crate) mod id;
+pub(crate) mod lease;
 pub(crate) mod life;
 pub(crate) mod table;
+pub(crate) mod watch;

@@ -13,8 +13,11 @@ use std::time::Duration;
 /// the first this often. See "futex_waitv" in `kernel-notes.md`.
 const POLL: Duration = Duration::from_millis(20);
 
-/// On how many words a thread sleeps at most.
+/// On how many words a thread sleeps at most that waits in one queue.
 pub(crate) const MAX_WORDS: usize = 3;
+
+/// On how many words the kernel lets anybody sleep (`FUTEX_WAITV_MAX`).
+pub(crate) const WAITV_MAX: usize = 128;
 
 /// How often a wake is tried.
 const TRIES: u32 = 8;
@@ -39,7 +42,7 @@ static NO_WAITV: AtomicU32 = AtomicU32::new(0);
 /// A word and the value with which its waiter sleeps.
 pub(crate) type Expect<'a> = (&'a AtomicU32, u32);
 
-/// Sleeps while the words, of which there are one to [`MAX_WORDS`], have the
+/// Sleeps while the words, of which there are one to [`WAITV_MAX`], have the
 /// values given, until woken on one of them.
 ///
 /// A signal handler that was installed without `SA_RESTART` ends the sleep
@@ -54,7 +57,12 @@ pub(crate) type Expect<'a> = (&'a AtomicU32, u32);
 pub(crate) fn wait(words: &[Expect], until: Deadline, interruptible: bool) -> Result<Woken, Errno> {
     // Relaxed: the flag only saves a system call that would fail.
     if !interruptible && NO_WAITV.load(Ordering::Relaxed) == 0 {
-        match waitv(words, until) {
+        let of = |(word, value): &Expect| (ptr::from_ref(word.word()).addr(), *value);
+        let done = match words.len() {
+            ..=MAX_WORDS => waitv::<MAX_WORDS>(words.iter().map(of), until),
+            _ => waitv::<WAITV_MAX>(words.iter().map(of), until),
+        };
+        match done {
             Err(Errno::NOSYS | Errno::PERM) => NO_WAITV.store(1, Ordering::Relaxed),
             done => return done,
         }
@@ -74,16 +82,43 @@ pub(crate) fn wait(words: &[Expect], until: Deadline, interruptible: bool) -> Re
     outcome(slept.map(drop), timeout)
 }
 
-fn waitv(words: &[Expect], until: Deadline) -> Result<Woken, Errno> {
-    let mut waits = [const { futex::Wait::new() }; MAX_WORDS];
+/// The same on `own` and on words elsewhere, of which the kernel alone reads: they may be
+/// unmapped at any time. Where `futex_waitv` is missing it sleeps for [`POLL`] at most,
+/// and they are for the caller to look at.
+pub(crate) fn wait_beside(
+    own: Expect,
+    others: &[(usize, u32)],
+    until: Deadline,
+) -> Result<Woken, Errno> {
+    // Relaxed: as above.
+    if NO_WAITV.load(Ordering::Relaxed) == 0 {
+        let own = (ptr::from_ref(own.0.word()).addr(), own.1);
+        let words = core::iter::once(own).chain(others.iter().copied());
+        match waitv::<WAITV_MAX>(words, until) {
+            Err(Errno::NOSYS | Errno::PERM) => NO_WAITV.store(1, Ordering::Relaxed),
+            done => return done,
+        }
+    }
+    let poll = Deadline::after(POLL).filter(|_| !others.is_empty());
+    wait(&[own], poll.map_or(until, |poll| poll.min(until)), false)
+}
+
+/// `N` words at most.
+fn waitv<const N: usize>(
+    words: impl Iterator<Item = (usize, u32)>,
+    until: Deadline,
+) -> Result<Woken, Errno> {
+    let mut waits = [const { futex::Wait::new() }; N];
+    let mut len = 0;
     for (wait, (word, value)) in waits.iter_mut().zip(words) {
-        wait.val = u64::from(*value);
-        wait.uaddr = futex::WaitPtr::new(ptr::from_ref(word.word()).cast_mut().cast());
+        wait.val = u64::from(value);
+        wait.uaddr = futex::WaitPtr::new(ptr::with_exposed_provenance_mut(word));
         wait.flags = futex::WaitFlags::SIZE_U32;
+        len += 1;
     }
     let clock = rustix::time::ClockId::Monotonic;
     let flags = futex::WaitvFlags::empty();
-    let slept = futex::waitv(&waits[..words.len()], flags, Some(&until.timespec()), clock);
+    let slept = futex::waitv(&waits[..len], flags, Some(&until.timespec()), clock);
     outcome(slept.map(drop), Woken::TimedOut)
 }
 

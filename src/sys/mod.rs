@@ -21,6 +21,8 @@ pub(crate) mod robust_list;
 pub(crate) mod shm;
 #[cfg(loom)]
 pub(crate) mod simulated;
+#[cfg(all(feature = "io-uring", not(loom)))]
+pub(crate) mod uring;
 
 #[cfg(loom)]
 pub(crate) use simulated::{atomic, clock, futex, membarrier, robust_list};

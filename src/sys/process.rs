@@ -123,3 +123,23 @@ pub(crate) fn after_thread_locals(
     // SAFETY: the key was created, and is never deleted.
     unsafe { libc::pthread_setspecific(key - 1, what) == 0 }
 }
+
+/// Starts a thread of the process that gets no signals, but those that nobody can keep
+/// off: they are for the threads that the program knows of.
+pub(crate) fn spawn_without_signals(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<()> {
+    let mut all = core::mem::MaybeUninit::uninit();
+    let mut before = core::mem::MaybeUninit::uninit();
+    // SAFETY: both sets are written before they are read. A thread begins with the mask
+    // of who starts it, which has its own one again below.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    let started = std::thread::Builder::new().name(name.into()).spawn(run);
+    // SAFETY: it was written above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
+    started.map(drop)
+}

@@ -1,0 +1,247 @@
+//! Rows on lease: for those who wait in several queues at once, or without a thread.
+//!
+//! A thread has one row of its own in a segment, in which it waits asleep. Whoever waits
+//! otherwise has another one for each wait, and for as long as it holds what it waited
+//! for. Such a row is a thread's like its own, and dies with it; or it is the helper's
+//! (see `helper`), and dies with the process: then whoever waits or holds may move to
+//! another thread meanwhile.
+//!
+//! To join takes system calls, so rows that are given back are kept for a while.
+#![allow(unsafe_code)]
+
+use super::attach::{AttachError, Attachment, Home, Reclaim, attach};
+use super::current::{Current, Entry, Place, expect_forks, leave_at_end, mapping_at};
+use super::helper;
+use crate::memory::map::Mapping;
+use crate::memory::registry;
+use core::cell::RefCell;
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How many rows are kept that nobody has on lease.
+const KEPT: usize = 64;
+
+/// A row on lease, given back on drop. Its user has left the queue by then, and holds
+/// nothing.
+#[derive(Debug)]
+pub(crate) struct Lease(Current);
+
+impl Lease {
+    /// One of the calling thread's, in the segment around `address`.
+    pub(crate) fn of_thread(address: usize, reclaim: Reclaim) -> Result<Self, AttachError> {
+        if let Some(lease) = POOL.with(|pool| pool.borrow_mut().take(address)) {
+            return Ok(lease);
+        }
+        prune();
+        let (mapping, place) = mapping_at(address)?;
+        if let Some(lease) = POOL.with(|pool| pool.borrow_mut().take_of(&mapping, &place)) {
+            return Ok(lease);
+        }
+        expect_forks();
+        let attachment = attach(&mapping, reclaim)?;
+        leave_at_end();
+        Ok(POOL.with(|pool| pool.borrow_mut().add(place, attachment, Home::Lease)))
+    }
+
+    /// One of the process's.
+    pub(crate) fn of_process(address: usize, reclaim: Reclaim) -> Result<Self, AttachError> {
+        if let Some(lease) = shared(|pool| pool.take(address)) {
+            return Ok(lease);
+        }
+        let (mapping, place) = mapping_at(address)?;
+        if let Some(lease) = shared(|pool| pool.take_of(&mapping, &place)) {
+            return Ok(lease);
+        }
+        expect_forks();
+        let attachment = helper::attach(mapping, reclaim)?;
+        Ok(shared(|pool| pool.add(place, attachment, Home::Process)))
+    }
+
+    /// The same for who gives it back himself, with [`give_back`].
+    pub(crate) fn into_current(self) -> Current {
+        ManuallyDrop::new(self).0
+    }
+}
+
+impl Deref for Lease {
+    type Target = Attachment;
+
+    fn deref(&self) -> &Attachment {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        give_back(self.0);
+    }
+}
+
+/// Gives back what is on lease; of a thread's own row nothing happens.
+pub(crate) fn give_back(current: Current) {
+    // A parent's stays where it is; and one that met corruption is of no more use, but
+    // may be in a queue: it dies with its thread.
+    if current.home() == Home::Thread || !current.is_of_this_process() || current.is_broken() {
+        return;
+    }
+    let (place, attachment) = (current.place.get(), current.unmarked());
+    let gone = match current.home() {
+        Home::Process => shared(|pool| pool.give_back(place, attachment)),
+        _ => POOL.with(|pool| pool.borrow_mut().give_back(place, attachment)),
+    };
+    if let Some(entry) = gone {
+        discard(entry);
+    }
+}
+
+/// Leaves the segment.
+fn discard(entry: Entry) {
+    if entry.attachment().home() == Home::Process && entry.attachment().is_of_this_process() {
+        helper::detach(entry.attachment);
+    } else {
+        // SAFETY: it was given back, so nothing else refers to it, and it holds nothing.
+        unsafe { entry.discard() };
+    }
+}
+
+/// All rows that a thread, or the process, has ever had on lease, and has still.
+struct Pool {
+    all: Vec<Option<Entry>>,
+    /// Which of them nobody has.
+    spare: Vec<u32>,
+    /// Places in `all` that are empty.
+    empty: Vec<u32>,
+}
+
+// SAFETY: for the process's pool. Its attachments are used by one thread at a time: who
+// has one on lease; the lock of the pool, which is held to take and to give back, is in
+// between. The helper alone, whose robust list they are on, joins and leaves with them.
+// What a child of fork does with its copies it does when it has one thread.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    const fn new() -> Self {
+        Self { all: Vec::new(), spare: Vec::new(), empty: Vec::new() }
+    }
+
+    fn entry(&mut self, place: u32) -> Option<&mut Entry> {
+        self.all.get_mut(place as usize)?.as_mut()
+    }
+
+    /// Lends one that nobody has and that fits. `change` is for it alone.
+    fn lend(
+        &mut self,
+        fits: impl Fn(&Entry) -> bool,
+        change: impl FnOnce(&mut Entry),
+    ) -> Option<Lease> {
+        let all = &self.all;
+        // The last one given back first: it is in the cache.
+        let at = self.spare.iter().rposition(|place| {
+            let entry = all.get(*place as usize).and_then(Option::as_ref);
+            entry.is_some_and(|entry| entry.attachment().is_of_this_process() && fits(entry))
+        })?;
+        let place = self.spare.swap_remove(at);
+        let entry = self.entry(place)?;
+        change(entry);
+        Some(Lease(Current::new(entry.attachment)))
+    }
+
+    fn take(&mut self, address: usize) -> Option<Lease> {
+        self.lend(|entry| entry.place.holds(address), |_| {})
+    }
+
+    /// The same by what is mapped there.
+    fn take_of(&mut self, mapping: &Arc<Mapping>, place: &Place) -> Option<Lease> {
+        let same = |entry: &Entry| Arc::ptr_eq(entry.attachment().mapping(), mapping);
+        self.lend(same, |entry| entry.place = place.clone())
+    }
+
+    fn add(&mut self, place: Place, attachment: Box<Attachment>, home: Home) -> Lease {
+        let at = self.empty.pop().unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() as u32 - 1
+        });
+        attachment.let_out(home, at);
+        let attachment = NonNull::from(Box::leak(attachment));
+        self.all[at as usize] = Some(Entry { place, attachment });
+        Lease(Current::new(attachment))
+    }
+
+    /// Takes back what is in `place`; what is not kept is for the caller to discard.
+    fn give_back(&mut self, place: u32, attachment: NonNull<Attachment>) -> Option<Entry> {
+        // It is not if the thread has left everything already: it ends.
+        let entry = self.entry(place).filter(|entry| entry.attachment == attachment)?;
+        let keep = !entry.is_stale();
+        if keep && self.spare.len() < KEPT {
+            self.spare.push(place);
+            return None;
+        }
+        self.remove(place)
+    }
+
+    fn remove(&mut self, place: u32) -> Option<Entry> {
+        self.empty.push(place);
+        self.all[place as usize].take()
+    }
+
+    /// Takes out what nobody has and nobody will want.
+    fn stale(&mut self) -> Vec<Entry> {
+        let mut gone = Vec::new();
+        let mut at = 0;
+        while let Some(place) = self.spare.get(at).copied() {
+            if self.entry(place).is_some_and(|entry| entry.is_stale()) {
+                self.spare.swap_remove(at);
+                gone.extend(self.remove(place));
+            } else {
+                at += 1;
+            }
+        }
+        gone
+    }
+
+    fn disown(&self) {
+        self.all.iter().flatten().for_each(|entry| entry.attachment().disown());
+    }
+}
+
+thread_local! {
+    /// Without a destructor, so that it works in the destructors of other thread-locals;
+    /// `leave` empties it.
+    static POOL: ManuallyDrop<RefCell<Pool>> =
+        const { ManuallyDrop::new(RefCell::new(Pool::new())) };
+}
+
+/// Locked by who holds the registry's lock, so that `fork` never copies it locked.
+static SHARED: Mutex<Pool> = Mutex::new(Pool::new());
+
+fn shared<R>(look: impl FnOnce(&mut Pool) -> R) -> R {
+    let _registry = registry::lock();
+    look(&mut SHARED.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Drops what nobody has on lease, and nobody will want.
+pub(super) fn prune() {
+    let gone = POOL.with(|pool| pool.borrow_mut().stale());
+    let of_process = shared(Pool::stale);
+    gone.into_iter().chain(of_process).for_each(discard);
+}
+
+/// The calling thread's, which ends, and whether each is on lease.
+pub(super) fn leave() -> impl Iterator<Item = (Entry, bool)> {
+    let pool = POOL.with(|pool| pool.replace(Pool::new()));
+    let spare = pool.spare;
+    let all = pool.all.into_iter().enumerate();
+    all.filter_map(move |(place, entry)| {
+        let lent = !spare.contains(&(place as u32));
+        entry.map(|entry| (entry, lent))
+    })
+}
+
+/// In a forked child: all of them are the parent's. Async-signal-safe.
+pub(super) fn disown_all() {
+    // Borrowed, or locked, only if a signal handler forked in the middle.
+    POOL.with(|pool| pool.try_borrow().iter().for_each(|pool| pool.disown()));
+    SHARED.try_lock().iter().for_each(|pool| pool.disown());
+}

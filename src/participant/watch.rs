@@ -1,0 +1,95 @@
+//! A wait of somebody who does not sleep: which words it is for, and whom to tell.
+#![allow(unsafe_code)]
+
+use crate::sys::atomic::{AtomicU32, Ordering};
+use crate::sys::clock::Deadline;
+use core::ptr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+/// A wait that another thread, or a ring, sees through. Whoever waits ends it
+/// ([`Watch::close`]) before the words go.
+pub(crate) struct Watch {
+    words: Vec<(usize, u32)>,
+    until: Deadline,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Something happened, or the time is over; nobody watches any more.
+    over: bool,
+    /// Nobody waits any more.
+    closed: bool,
+    waker: Option<Waker>,
+}
+
+impl Watch {
+    /// Waits for one of `words` to have another value, until then at the latest.
+    pub(crate) fn new(words: &[(&AtomicU32, u32)], until: Deadline, waker: &Waker) -> Self {
+        let address =
+            |(word, value): &(&AtomicU32, u32)| (ptr::from_ref(*word).expose_provenance(), *value);
+        Self {
+            words: words.iter().map(address).collect(),
+            until,
+            state: Mutex::new(State { waker: Some(waker.clone()), ..State::default() }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses of the words, for the kernel.
+    pub(crate) fn words(&self) -> &[(usize, u32)] {
+        &self.words
+    }
+
+    pub(crate) fn until(&self) -> Deadline {
+        self.until
+    }
+
+    /// Whether it is over. If not, it is `waker` that will be woken.
+    pub(crate) fn is_over(&self, waker: &Waker) -> bool {
+        let mut state = self.state();
+        if !state.over && !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            state.waker = Some(waker.clone());
+        }
+        state.over
+    }
+
+    /// Wakes who waits, for it to look.
+    pub(crate) fn end(&self) {
+        let waker = {
+            let mut state = self.state();
+            state.over = true;
+            state.waker.take()
+        };
+        // Without the lock: it may run what it likes.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Nobody waits any more, and the words may go.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        let waker = state.waker.take();
+        drop(state);
+        drop(waker);
+    }
+
+    /// Whether there is something to tell: for who watches without a ring.
+    pub(crate) fn is_due(&self) -> bool {
+        let state = self.state();
+        state.closed
+            || self.until.passed()
+            || self.words.iter().any(|(address, value)| {
+                let word = ptr::with_exposed_provenance::<AtomicU32>(*address);
+                // SAFETY: it was a reference, and lives until the watch is closed: it is not,
+                // and will not be while its state is locked. Relaxed: who is woken looks.
+                unsafe { &*word }.load(Ordering::Relaxed) != *value
+            })
+    }
+}

@@ -1,0 +1,227 @@
+//! io_uring: the requests that wait for futex words (`IORING_OP_FUTEX_WAITV`, Linux 6.7,
+//! with a linked timeout), and whether this process may make them.
+#![allow(unsafe_code)]
+
+use super::atomic::{AtomicI32, Ordering};
+use super::clock::Deadline;
+use io_uring::types::{FutexWaitV, TimeoutFlags, Timespec};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use rustix::io::Errno;
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::time::{Duration, Instant};
+
+/// A 32-bit word that processes share (`FUTEX2_SIZE_U32`, without `FUTEX2_PRIVATE`).
+const SHARED_U32: u32 = 2;
+
+/// The bit of a request's `user_data` that tells its timeout from its wait.
+pub(crate) const TIMEOUT: u64 = 1 << 63;
+
+/// What the kernel reads of a wait, when it is submitted. It must stay where it is until
+/// then.
+#[derive(Debug)]
+pub(crate) struct Request {
+    words: Vec<FutexWaitV>,
+    until: Timespec,
+}
+
+impl Request {
+    pub(crate) fn new() -> Self {
+        Self { words: Vec::new(), until: Timespec::new() }
+    }
+
+    /// Waits until one of the words, each with the value that it has as long as nothing
+    /// happens, is woken.
+    pub(crate) fn set(&mut self, words: &[(usize, u32)], until: Deadline) {
+        self.words.clear();
+        self.words.extend(words.iter().map(|(address, value)| {
+            let word = FutexWaitV::new().uaddr(*address as u64).val(u64::from(*value));
+            word.flags(SHARED_U32)
+        }));
+        let until = until.timespec();
+        self.until = Timespec::new().sec(until.tv_sec as u64).nsec(until.tv_nsec as u32);
+    }
+
+    /// One that no ring has to read any more, most probably; see [`Self::bury`].
+    pub(crate) fn take() -> Box<Self> {
+        let buried = GRAVES.try_with(|graves| {
+            let mut graves = graves.borrow_mut();
+            graves.pop_front_if(|(since, _)| since.elapsed() > AT_REST)
+        });
+        buried.ok().flatten().map_or_else(|| Box::new(Self::new()), |(_, request)| request)
+    }
+
+    /// If it is submitted from now on it waits for nothing: the kernel refuses it. It is
+    /// never freed, for that; after a while it is used again, and should a ring be so late
+    /// to submit it, then it waits for words of somebody else's choice.
+    pub(crate) fn bury(mut self: Box<Self>) {
+        self.words.fill(FutexWaitV::new());
+        let mut this = Some(self);
+        let _ = GRAVES.try_with(|graves| {
+            let grave = this.take().map(|request| (Instant::now(), request));
+            graves.borrow_mut().extend(grave);
+        });
+        std::mem::forget(this);
+    }
+
+    /// The wait, and its timeout, which has to be submitted right behind it.
+    pub(crate) fn entries(&self, user_data: u64) -> [squeue::Entry; 2] {
+        let wait = opcode::FutexWaitV::new(self.words.as_ptr(), self.words.len() as u32);
+        let timeout = opcode::LinkTimeout::new(&raw const self.until).flags(TimeoutFlags::ABS);
+        [
+            wait.build().flags(squeue::Flags::IO_LINK).user_data(user_data),
+            timeout.build().user_data(user_data | TIMEOUT),
+        ]
+    }
+}
+
+/// How long after a request was given up nobody will submit it any more.
+const AT_REST: Duration = Duration::from_secs(5);
+
+thread_local! {
+    /// Requests that were given up before they completed. Without a destructor.
+    static GRAVES: ManuallyDrop<RefCell<VecDeque<(Instant, Box<Request>)>>> =
+        const { ManuallyDrop::new(RefCell::new(VecDeque::new())) };
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Woken, or one of the words had changed already, or the kernel had no memory.
+    Look,
+    /// By a cancellation: its timeout's, or somebody else's.
+    Cancelled,
+    /// The words are no memory (any more).
+    Fault,
+    /// The kernel does not know the request.
+    Unknown(i32),
+}
+
+impl Ended {
+    /// What the result of the wait says.
+    pub(crate) fn of(result: i32) -> Self {
+        match Errno::from_raw_os_error(-result) {
+            _ if result >= 0 => Self::Look,
+            Errno::CANCELED => Self::Cancelled,
+            Errno::FAULT => Self::Fault,
+            Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS => Self::Unknown(-result),
+            _ => Self::Look,
+        }
+    }
+}
+
+/// Whether the result of a timeout says that the time was over.
+pub(crate) fn timed_out(result: i32) -> bool {
+    result == -Errno::TIME.raw_os_error()
+}
+
+/// A ring whose submitter is one thread, for waits.
+pub(crate) fn ring_of_one_thread(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_single_issuer().setup_defer_taskrun();
+    builder.build(entries)
+}
+
+/// The bit of `user_data` that tells the waits of [`Waits`] from what else is in the ring.
+pub(crate) const OURS: u64 = 1 << 62;
+
+/// Waits that are under way in a ring, each for somebody.
+pub(crate) struct Waits<K> {
+    ring: IoUring,
+    under_way: HashMap<u64, (Box<Request>, K)>,
+    last: u64,
+}
+
+impl<K> Waits<K> {
+    pub(crate) fn new(ring: IoUring) -> Self {
+        Self { ring, under_way: HashMap::new(), last: 0 }
+    }
+
+    pub(crate) fn ring(&self) -> &IoUring {
+        &self.ring
+    }
+
+    /// Begins to wait, on behalf of `whom`, with the next submission.
+    pub(crate) fn add(
+        &mut self,
+        whom: K,
+        words: &[(usize, u32)],
+        until: Deadline,
+    ) -> io::Result<()> {
+        let mut request = Box::new(Request::new());
+        request.set(words, until);
+        self.last = self.last.wrapping_add(1) & !(OURS | TIMEOUT);
+        let name = self.last | OURS;
+        let entries = request.entries(name);
+        // SAFETY: what the entries point to is kept until the wait is over.
+        while unsafe { self.ring.submission().push_multiple(&entries) }.is_err() {
+            // All of it is taken, unless the completions overflow: then it has to be
+            // emptied first.
+            match self.ring.submit() {
+                Ok(submitted) if submitted > 0 => {}
+                Err(error) if error.raw_os_error() == Some(Errno::INTR.raw_os_error()) => {}
+                Ok(_) => return Err(Errno::BUSY.into()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.under_way.insert(name, (request, whom));
+        Ok(())
+    }
+
+    /// Has the kernel take what was added, and sleeps until something is over.
+    pub(crate) fn sleep(&self) -> io::Result<()> {
+        self.ring.submit_and_wait(1).map(drop)
+    }
+
+    /// For whom something is over; what else is completed in the ring is `others`.
+    pub(crate) fn over(&mut self, mut others: impl FnMut(cqueue::Entry)) -> Vec<K> {
+        let mut over = Vec::new();
+        for done in self.ring.completion() {
+            let name = done.user_data();
+            if name & OURS == 0 {
+                others(done);
+            } else if name & TIMEOUT == 0
+                && let Some((_, whom)) = self.under_way.remove(&name)
+            {
+                over.push(whom);
+            }
+        }
+        over
+    }
+}
+
+impl<K> Drop for Waits<K> {
+    fn drop(&mut self) {
+        // What the kernel may have yet to read stays for good, if it was not submitted.
+        let all_submitted = self.ring.submission().is_empty();
+        if !all_submitted {
+            self.under_way.drain().for_each(|(_, (request, _))| std::mem::forget(request));
+        }
+    }
+}
+
+/// Why this process cannot wait for futexes in a ring; `None` if it can.
+/// `kernel.io_uring_disabled` (`EPERM`), a seccomp filter (mostly `EPERM`), and Linux
+/// before 6.7 (`EOPNOTSUPP`) each refuse it.
+pub(crate) fn refused() -> Option<io::Error> {
+    /// 0 before anybody asked, then 1, or what the kernel says, negative. (A `Once` would
+    /// have a forked child wait for a thread that does not exist in it.)
+    static ANSWER: AtomicI32 = AtomicI32::new(0);
+    let ask = || {
+        let ring = IoUring::new(2)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        let known = probe.is_supported(opcode::FutexWaitV::CODE);
+        if known { Ok(()) } else { Err(io::Error::from(Errno::OPNOTSUPP)) }
+    };
+    // Relaxed: whoever does not see the answer asks again.
+    let mut answer = ANSWER.load(Ordering::Relaxed);
+    if answer == 0 {
+        let refused = |error: io::Error| error.raw_os_error().map_or(-1, |code| -code);
+        answer = ask().map_or_else(refused, |()| 1);
+        ANSWER.store(answer, Ordering::Relaxed);
+    }
+    (answer < 0).then(|| io::Error::from_raw_os_error(-answer))
+}
