@@ -29,6 +29,13 @@ pub enum Unusable {
     Deadlock(Cycle),
     /// The thread could not join the segment.
     Attach(AttachError),
+    /// One can wait for any of a number of locks, but not for any of so many, or of none.
+    NumberOfLocks {
+        /// How many they were.
+        found: usize,
+        /// How many they may be.
+        max: usize,
+    },
     /// The kernel does not take what waits for the lock without a thread; see
     /// [`uring`](crate::uring).
     Refused(io::Error),
@@ -175,6 +182,9 @@ impl fmt::Display for Unusable {
                  up; drop the locks that it holds before it tries again: {cycle}"
             ),
             Self::Attach(error) => error.fmt(f),
+            Self::NumberOfLocks { found, max } => {
+                write!(f, "cannot wait for any of {found} locks: pass from 1 to {max}")
+            }
             Self::Refused(error) => write!(
                 f,
                 "the kernel does not wait for locks in this way ({error}); use futures, which \

@@ -106,6 +106,8 @@
 mod condvar;
 pub mod deadlock;
 mod error;
+#[cfg(not(loom))]
+pub mod future;
 mod inspect;
 mod lock;
 #[cfg(feature = "lock_api")]
@@ -115,8 +117,12 @@ mod memory;
 mod mutex;
 mod participant;
 mod segment;
+#[cfg(not(loom))]
+pub mod select;
 mod sys;
 pub mod thread;
+#[cfg(all(feature = "tokio", not(loom)))]
+pub mod tokio;
 #[cfg(all(feature = "io-uring", not(loom)))]
 pub mod uring;
 

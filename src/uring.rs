@@ -56,6 +56,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod reactor;
+
+pub use self::reactor::Reactor;
+
 use crate::error::{LockError, Unusable};
 use crate::lock::acquisition::{Acquired, Acquisition};
 use crate::lock::raw::Failed;

@@ -81,7 +81,7 @@ impl<'m> Acquisition<'m> {
     /// Queues for each of `locks`, of which there are at most [`MAX_LOCKS`], unless one of
     /// them can be had at once. Then, or when its turn has come already, that is acquired.
     ///
-    /// If `asleep` the calling thread is about to sleep: not for a lock that it holds.
+    /// If `asleep` the calling thread is about to sleep: not for locks that it holds.
     pub(crate) fn begin(
         locks: impl IntoIterator<Item = &'m RawMutex>,
         limits: Limits<'m>,
@@ -92,13 +92,16 @@ impl<'m> Acquisition<'m> {
         for (which, raw) in locks.into_iter().enumerate() {
             let lease = lend(raw.address(), reclaim).map_err(NotBegun::Attach)?;
             if asleep && raw.is_owned_by_caller(&lease) {
-                return Err(Failed::OwnedByCaller.into());
+                continue;
             }
             let Some(waiting) = raw.begin(&lease)? else {
                 this.leave_all(false);
                 return Ok((this, Some(Acquired { which, lease })));
             };
             this.waits.push(Wait { which, raw, lease, waiting, seen: false, watched: None });
+        }
+        if this.waits.is_empty() {
+            return Err(Failed::OwnedByCaller.into());
         }
         let acquired = this.look()?;
         Ok((this, acquired))
@@ -108,6 +111,10 @@ impl<'m> Acquisition<'m> {
     /// the words may have changed, or the time is over. If not, there is nothing to do
     /// until then. Otherwise it is in no queue any more.
     pub(crate) fn look(&mut self) -> Result<Option<Acquired>, Failed> {
+        assert!(
+            self.waits.iter().all(|wait| wait.lease.is_of_this_process()),
+            "heirlock: this wait was copied by fork; the parent waits, not the child"
+        );
         self.entrusted = false;
         let now = Deadline::now();
         let slept_through = self.until.is_some_and(|until| until <= now);
@@ -172,6 +179,7 @@ impl<'m> Acquisition<'m> {
     }
 
     /// The row in the first of the queues.
+    #[cfg_attr(not(feature = "io-uring"), expect(dead_code, reason = "for those waits"))]
     pub(crate) fn first(&self) -> Option<Id> {
         self.waits.first().map(|wait| wait.lease.id())
     }

@@ -11,7 +11,8 @@ use super::spin;
 use super::wait::{self, Detect, Limits, Slept, Watched};
 use super::word::{CHECKS, Code, ENDS_BY_ITSELF, LockWords, Policy, WaitState};
 use crate::memory::error::Corrupted;
-use crate::participant::attach::{Attachment, Inheritance};
+use crate::memory::map::FileIdentity;
+use crate::participant::attach::{AttachError, Attachment, Inheritance};
 use crate::participant::id::Id;
 use crate::participant::life::{Fate, died};
 use crate::participant::table::Row;
@@ -587,6 +588,14 @@ impl RawMutex {
 
     pub(crate) fn address(&self) -> usize {
         core::ptr::from_ref(&self.0).addr()
+    }
+
+    /// Where it is, the same for all processes: which file, and where in it; in private
+    /// memory the address.
+    pub(crate) fn place(&self, me: &Attachment) -> Result<(FileIdentity, u64), AttachError> {
+        let file = me.mapping().file_identity();
+        let file = file.map_err(|source| AttachError::Io { step: "stat the file", source })?;
+        Ok((file, self.0.name_in(me.mapping())))
     }
 
     /// Hands over to the oldest living waiter.

@@ -54,6 +54,9 @@ impl fmt::Debug for Mapping {
     }
 }
 
+/// A device and an inode.
+pub(crate) type FileIdentity = (u64, u64);
+
 impl Mapping {
     fn new(memory: MmapRaw, layout: Layout, fd: Option<Arc<OwnedFd>>, path: Option<&Path>) -> Self {
         // For those who will attach. Better now: it takes milliseconds once the process
@@ -149,6 +152,12 @@ impl Mapping {
         // SAFETY: the layout puts it inside the mapping, 8-byte aligned; any bytes
         // are a `Life`, and all that changes in one is atomic.
         unsafe { &*self.base().add(self.layout.life(index)).cast::<Life>() }
+    }
+
+    /// What tells the file from all others of the machine; all zero for private memory.
+    pub(crate) fn file_identity(&self) -> io::Result<FileIdentity> {
+        let stat = self.file().map(shm::stat).transpose()?;
+        Ok(stat.map_or((0, 0), |stat| stat.inode))
     }
 
     /// The file.

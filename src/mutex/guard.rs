@@ -169,7 +169,7 @@ impl<T: ?Sized> Drop for MutexGuard<'_, T> {
 impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// For who has just acquired the lock; marked if it may be released on the fast path.
     #[inline(always)]
-    pub(super) fn new(me: Current, mutex: &'a Mutex<T>) -> Self {
+    pub(crate) fn new(me: Current, mutex: &'a Mutex<T>) -> Self {
         Self { me, mutex }
     }
 

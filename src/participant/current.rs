@@ -287,11 +287,12 @@ pub(super) fn leave_at_end() {
 
 extern "C" fn nothing() {}
 
-/// How many forks lie between the first process that expected any and this one.
+/// How many forks lie between the first process that asked and this one.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
 /// Which process this is: it changes from parent to child.
-pub(super) fn generation_of_process() -> u32 {
+pub(crate) fn generation_of_process() -> u32 {
+    expect_forks();
     // Relaxed: it changes while the process has one thread.
     FORKS.load(Ordering::Relaxed)
 }

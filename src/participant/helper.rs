@@ -115,10 +115,19 @@ pub(crate) fn watch(watch: Arc<Watch>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Whether the helper sleeps in a ring.
+pub(crate) fn has_ring() -> bool {
+    #[cfg(all(feature = "io-uring", not(loom)))]
+    let refused = crate::sys::uring::refused().is_some();
+    #[cfg(not(all(feature = "io-uring", not(loom))))]
+    let refused = true;
+    !refused
+}
+
 /// What the helper does, for as long as the process lives.
 fn work(desk: &Desk) {
     #[cfg(all(feature = "io-uring", not(loom)))]
-    if crate::sys::uring::refused().is_none() {
+    if has_ring() {
         // It returns if the kernel denies a ring all the same.
         ring::work(desk);
     }

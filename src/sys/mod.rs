@@ -9,6 +9,8 @@ pub(crate) mod atomic;
 #[cfg(not(loom))]
 pub(crate) mod clock;
 pub(crate) mod counter;
+#[cfg(all(feature = "io-uring", not(loom)))]
+pub(crate) mod event;
 pub(crate) mod fault;
 #[cfg(not(loom))]
 pub(crate) mod futex;

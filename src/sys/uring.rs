@@ -80,9 +80,12 @@ impl Request {
 /// How long after a request was given up nobody will submit it any more.
 const AT_REST: Duration = Duration::from_secs(5);
 
+/// Requests that were given up before they completed, and when.
+type Graves = VecDeque<(Instant, Box<Request>)>;
+
 thread_local! {
-    /// Requests that were given up before they completed. Without a destructor.
-    static GRAVES: ManuallyDrop<RefCell<VecDeque<(Instant, Box<Request>)>>> =
+    /// The calling thread's. Without a destructor.
+    static GRAVES: ManuallyDrop<RefCell<Graves>> =
         const { ManuallyDrop::new(RefCell::new(VecDeque::new())) };
 }
 
@@ -121,7 +124,7 @@ pub(crate) fn timed_out(result: i32) -> bool {
 pub(crate) fn ring_of_one_thread(entries: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_single_issuer().setup_defer_taskrun();
-    builder.build(entries)
+    builder.build(entries).or_else(|_| IoUring::new(entries))
 }
 
 /// The bit of `user_data` that tells the waits of [`Waits`] from what else is in the ring.
@@ -139,8 +142,16 @@ impl<K> Waits<K> {
         Self { ring, under_way: HashMap::new(), last: 0 }
     }
 
-    pub(crate) fn ring(&self) -> &IoUring {
-        &self.ring
+    pub(crate) fn ring(&mut self) -> &mut IoUring {
+        &mut self.ring
+    }
+
+    /// For whom everything is that is under way; it is not waited for any more.
+    pub(crate) fn give_up(&mut self) -> impl Iterator<Item = K> {
+        self.under_way.drain().map(|(_, (request, whom))| {
+            request.bury();
+            whom
+        })
     }
 
     /// Begins to wait, on behalf of `whom`, with the next submission.
@@ -170,35 +181,37 @@ impl<K> Waits<K> {
         Ok(())
     }
 
-    /// Has the kernel take what was added, and sleeps until something is over.
+    /// Has the kernel take what was added.
+    pub(crate) fn submit(&self) -> io::Result<()> {
+        self.ring.submit().map(drop)
+    }
+
+    /// The same, and sleeps until something is over.
     pub(crate) fn sleep(&self) -> io::Result<()> {
         self.ring.submit_and_wait(1).map(drop)
     }
 
-    /// For whom something is over; what else is completed in the ring is `others`.
-    pub(crate) fn over(&mut self, mut others: impl FnMut(cqueue::Entry)) -> Vec<K> {
-        let mut over = Vec::new();
+    /// For whom something is over, and what else is completed in the ring.
+    pub(crate) fn over(&mut self) -> (Vec<K>, Vec<cqueue::Entry>) {
+        let (mut over, mut others) = (Vec::new(), Vec::new());
         for done in self.ring.completion() {
             let name = done.user_data();
             if name & OURS == 0 {
-                others(done);
+                others.push(done);
             } else if name & TIMEOUT == 0
                 && let Some((_, whom)) = self.under_way.remove(&name)
             {
                 over.push(whom);
             }
         }
-        over
+        (over, others)
     }
 }
 
 impl<K> Drop for Waits<K> {
     fn drop(&mut self) {
-        // What the kernel may have yet to read stays for good, if it was not submitted.
-        let all_submitted = self.ring.submission().is_empty();
-        if !all_submitted {
-            self.under_way.drain().for_each(|(_, (request, _))| std::mem::forget(request));
-        }
+        // What was not submitted yet the kernel may be about to read.
+        self.give_up().for_each(drop);
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) fn work(desk: &Desk) {
             // A signal (there are none), or no memory in the kernel.
             std::thread::sleep(Duration::from_millis(1));
         }
-        for over in waits.over(|_| {}) {
+        for over in waits.over().0 {
             match over {
                 Some(watch) => watch.end(),
                 None => listens = false,

@@ -1,0 +1,25 @@
+//! Descriptors that become readable.
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::{Errno, read};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Sleeps until `fd` is readable, or a signal handler runs.
+pub(crate) fn wait_until_readable(fd: BorrowedFd) -> io::Result<()> {
+    match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A counter that is readable unless it is 0.
+pub(crate) fn counter() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Sets the counter to 0.
+pub(crate) fn reset(fd: BorrowedFd) {
+    // It fails only if it is 0 already.
+    let _ = read(fd, &mut [0; 8]);
+}

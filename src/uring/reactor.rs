@@ -1,0 +1,197 @@
+//! Rings of the program's in which futures wait.
+#![allow(unsafe_code)]
+
+use crate::participant::current::generation_of_process;
+use crate::participant::watch::Watch;
+use crate::sys::event;
+use crate::sys::uring::Waits;
+use core::fmt;
+use io_uring::{IoUring, cqueue};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A ring of the program's in which futures wait for locks: the program drives it, beside
+/// whatever else it has in the ring. It is a handle; clones are the same reactor.
+///
+/// A future that waits in it is woken by [`turn`](Self::turn), which is to be called
+/// whenever the ring's descriptor is readable ([`AsFd`]), or an eventfd is that was
+/// registered with it. If nobody does, it waits for ever. In a forked child, and where the
+/// ring takes no more, the process's helper waits instead.
+///
+/// # Examples
+///
+/// An executor of one thread, with one task:
+///
+/// ```
+/// use heirlock::{Mutex, uring::Reactor};
+/// use std::{future::Future, pin::pin, task::{Context, Poll, Waker}};
+/// static LOCK: Mutex<u32> = Mutex::new(1);
+///
+/// # if heirlock::uring::refused().is_some() { return Ok(()); }
+/// let reactor = Reactor::new(io_uring::IoUring::new(8)?);
+/// let held = LOCK.lock();
+/// let mut task = pin!(LOCK.lock_async().on(&reactor));
+/// let mut context = Context::from_waker(Waker::noop());
+/// assert!(task.as_mut().poll(&mut context).is_pending());
+/// drop(held);
+/// let guard = loop {
+///     reactor.wait()?;
+///     reactor.turn(|done| unreachable!("nothing else is in the ring: {done:?}"));
+///     if let Poll::Ready(guard) = task.as_mut().poll(&mut context) {
+///         break guard;
+///     }
+/// };
+/// assert_eq!(*guard, 1);
+/// # drop(guard);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Reactor(Arc<Shared>);
+
+struct Shared {
+    /// That of the ring, which stays open for as long as this.
+    fd: RawFd,
+    state: Mutex<State>,
+    process: u32,
+}
+
+struct State {
+    waits: Waits<Arc<Watch>>,
+    /// Nobody calls `turn` any more.
+    closed: bool,
+}
+
+impl Reactor {
+    /// A reactor of `ring`, which it keeps.
+    ///
+    /// # Examples
+    ///
+    /// See the [type](Self).
+    pub fn new(ring: IoUring) -> Self {
+        let fd = ring.as_raw_fd();
+        let state = Mutex::new(State { waits: Waits::new(ring), closed: false });
+        Self(Arc::new(Shared { fd, state, process: generation_of_process() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to wait. `Err` if that has to be done elsewhere.
+    pub(crate) fn watch(&self, watch: &Arc<Watch>) -> io::Result<()> {
+        // A child has no part in its parent's ring.
+        if self.0.process != generation_of_process() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let mut state = self.state();
+        if state.closed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        state.waits.add(Arc::clone(watch), watch.words(), watch.until())?;
+        // If the kernel does not take it now (because completions overflow, say) it does
+        // with the next one, or at the next turn.
+        let _ = state.waits.submit();
+        Ok(())
+    }
+
+    /// Wakes the tasks whose waits are over, and passes what else is completed in the ring,
+    /// which is the program's own, to `others`. Does not wait. How many tasks it woke.
+    ///
+    /// # Examples
+    ///
+    /// See the [type](Self).
+    pub fn turn(&self, others: impl FnMut(cqueue::Entry)) -> usize {
+        let (over, completed) = {
+            let mut state = self.state();
+            let completed = state.waits.over();
+            let _ = state.waits.submit();
+            completed
+        };
+        // Without the lock: a waker may poll its task at once.
+        over.iter().for_each(|watch| watch.end());
+        completed.into_iter().for_each(others);
+        over.len()
+    }
+
+    /// Sleeps until something is completed in the ring, or a signal handler runs.
+    ///
+    /// # Errors
+    ///
+    /// What `poll` says; not `EINTR`.
+    ///
+    /// # Examples
+    ///
+    /// See the [type](Self).
+    pub fn wait(&self) -> io::Result<()> {
+        event::wait_until_readable(self.as_fd())
+    }
+
+    /// Gives access to the ring, for the program's own requests. Their `user_data` has
+    /// neither bit 63 nor bit 62. What is completed is taken by [`turn`](Self::turn) alone.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::uring::Reactor;
+    /// use io_uring::{IoUring, opcode};
+    ///
+    /// # if heirlock::uring::refused().is_some() { return Ok(()); }
+    /// let reactor = Reactor::new(IoUring::new(8)?);
+    /// reactor.with_ring(|ring| {
+    ///     // SAFETY: it refers to nothing.
+    ///     unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(5)) }
+    ///         .expect("there is room");
+    ///     ring.submit()
+    /// })?;
+    /// reactor.wait()?;
+    /// let mut done = Vec::new();
+    /// reactor.turn(|entry| done.push(entry.user_data()));
+    /// assert_eq!(done, [5]);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn with_ring<R>(&self, f: impl FnOnce(&mut IoUring) -> R) -> R {
+        f(self.state().waits.ring())
+    }
+
+    /// Says that nobody will call [`turn`](Self::turn) any more: those who wait are woken,
+    /// and the helper waits in their place. What else is in the ring stays there.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::{Mutex, uring::Reactor};
+    /// static LOCK: Mutex<u32> = Mutex::new(1);
+    /// # if heirlock::uring::refused().is_some() { return Ok(()); }
+    /// let reactor = Reactor::new(io_uring::IoUring::new(8)?);
+    /// reactor.close();
+    /// let guard = LOCK.lock();
+    /// let waiter = std::thread::spawn(move || {
+    ///     *pollster::block_on(LOCK.lock_async().on(&reactor))
+    /// });
+    /// drop(guard);
+    /// assert_eq!(waiter.join().unwrap(), 1);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn close(&self) {
+        let waiting: Vec<_> = {
+            let mut state = self.state();
+            state.closed = true;
+            state.waits.give_up().collect()
+        };
+        waiting.iter().for_each(|watch| watch.end());
+    }
+}
+
+impl AsFd for Reactor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring is closed with the last handle.
+        unsafe { BorrowedFd::borrow_raw(self.0.fd) }
+    }
+}
+
+impl fmt::Debug for Reactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reactor").field("fd", &self.0.fd).finish_non_exhaustive()
+    }
+}
