@@ -105,11 +105,14 @@ pub(crate) enum Ended {
 impl Ended {
     /// What the result of the wait says.
     pub(crate) fn of(result: i32) -> Self {
-        match Errno::from_raw_os_error(-result) {
-            _ if result >= 0 => Self::Look,
-            Errno::CANCELED => Self::Cancelled,
-            Errno::FAULT => Self::Fault,
-            Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS => Self::Unknown(-result),
+        const CANCELED: i32 = -Errno::CANCELED.raw_os_error();
+        const FAULT: i32 = -Errno::FAULT.raw_os_error();
+        const INVAL: i32 = -Errno::INVAL.raw_os_error();
+        const OPNOTSUPP: i32 = -Errno::OPNOTSUPP.raw_os_error();
+        match result {
+            CANCELED => Self::Cancelled,
+            FAULT => Self::Fault,
+            INVAL | OPNOTSUPP => Self::Unknown(-result),
             _ => Self::Look,
         }
     }
