@@ -116,6 +116,19 @@ pub fn user_data(done: &cqueue::Entry) -> u64 {
 #[derive(Debug)]
 pub struct Entries([squeue::Entry; 2]);
 
+impl Entries {
+    /// The wait alone, for a runtime that takes one entry for an operation. Whoever submits
+    /// that instead calls [`AsyncAcquire::look`] when it is completed, and after a second at
+    /// the latest.
+    ///
+    /// # Examples
+    ///
+    /// `examples/compio.rs` in the repository is an operation of compio's.
+    pub fn wait(&self) -> squeue::Entry {
+        self.0[0].clone().clear_flags()
+    }
+}
+
 impl Deref for Entries {
     type Target = [squeue::Entry];
 
@@ -125,7 +138,6 @@ impl Deref for Entries {
 }
 
 /// How an acquisition goes on.
-#[derive(Debug)]
 pub enum Progress<'m, T: ?Sized> {
     /// The lock is this thread's.
     Acquired(MutexGuard<'m, T>),
@@ -333,7 +345,30 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
         self.acquisition.first().map(Participant)
     }
 
-    fn look(&mut self) -> Result<Progress<'m, T>, Unusable> {
+    /// Looks whether the turn has come, for whatever reason: where the ring's completions are
+    /// not to be had, as they are a runtime's own. Can be called at any time.
+    ///
+    /// What was submitted before may still be under way, and is not needed any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Unusable::Corrupted`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::uring::Progress;
+    /// let mutex = heirlock::Mutex::new(());
+    /// let guard = mutex.lock();
+    /// let (mut acquire, _) = mutex.start(1)?;
+    /// drop(guard);
+    /// assert!(matches!(acquire.look()?, Progress::Acquired(_)));
+    /// # Ok::<(), heirlock::Unusable>(())
+    /// ```
+    pub fn look(&mut self) -> Result<Progress<'m, T>, Unusable> {
+        if self.request.is_none() {
+            return Ok(Progress::Pending);
+        }
         match self.acquisition.look() {
             Ok(Some(acquired)) => Ok(self.acquired(acquired)),
             Ok(None) => self.again(),
@@ -380,6 +415,18 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
             // It may not have been submitted yet.
             Some(request) if self.waits => request.bury(),
             _ => {}
+        }
+    }
+}
+
+impl<T: ?Sized> fmt::Debug for Progress<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Acquired(_) => f.debug_tuple("Acquired").finish_non_exhaustive(),
+            Self::Again(entries) => f.debug_tuple("Again").field(entries).finish(),
+            Self::Pending => f.write_str("Pending"),
+            Self::TimedOut => f.write_str("TimedOut"),
+            Self::Cancelled => f.write_str("Cancelled"),
         }
     }
 }
