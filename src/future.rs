@@ -4,7 +4,7 @@
 //! of this process, which is started when the first future has to wait and never ends:
 //! it sleeps in an io_uring of its own, or where that is refused (see [`backend`]) on the
 //! futex words themselves. With the feature `io-uring` it can be a ring that the program
-//! drives instead: see [`Reactor`](crate::uring::Reactor), and for tokio
+//! drives instead: see [`Reactor`], and for tokio
 //! [`tokio`](crate::tokio).
 //!
 //! # Who owns such a lock

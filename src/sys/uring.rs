@@ -118,9 +118,12 @@ impl Ended {
     }
 }
 
-/// Whether the result of a timeout says that the time was over.
+/// Whether the result of a timeout says that the time was over: anything but that it was
+/// cancelled, because the wait had ended. (`ETIME` by the manual; but what it says when it
+/// has cancelled a wait for a futex is how many it has cancelled, so 1. See "io_uring" in
+/// `kernel-notes.md`.)
 pub(crate) fn timed_out(result: i32) -> bool {
-    result == -Errno::TIME.raw_os_error()
+    result != -Errno::CANCELED.raw_os_error()
 }
 
 /// A ring whose submitter is one thread, for waits.

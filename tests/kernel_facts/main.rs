@@ -19,6 +19,7 @@
 )]
 
 mod futex_call;
+mod io_uring;
 mod membarrier;
 mod memory;
 mod ofd_lock;
@@ -27,6 +28,7 @@ mod support;
 
 use libtest_mimic::{Arguments, Trial};
 
+use self::io_uring::ring_missing;
 use membarrier::membarrier_missing;
 use support::{robust_list_missing, skip};
 
@@ -83,6 +85,15 @@ fn main() {
         shared_keys_are_file_and_offset
         word_beyond_the_end_of_file_faults
         shared_flag_works_on_private_memory
+    }
+    trials! { io_uring unless ring_missing:
+        waits_for_words_that_processes_share
+        tells_at_once_what_has_changed_or_is_no_memory
+        request_is_read_when_it_is_submitted
+        linked_timeout_cancels_the_wait
+        cancellation_cancels_the_wait
+        end_of_the_submitting_thread_cancels_the_wait
+        killed_process_takes_its_wake_along
     }
     trials! { membarrier unless membarrier_missing:
         takes_no_privilege
