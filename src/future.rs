@@ -5,7 +5,7 @@
 //! it sleeps in an io_uring of its own, or where that is refused (see [`backend`]) on the
 //! futex words themselves. With the feature `io-uring` it can be a ring that the program
 //! drives instead: see [`Reactor`], and for tokio
-//! [`tokio`](crate::tokio).
+//! the module `tokio`.
 //!
 //! # Who owns such a lock
 //!

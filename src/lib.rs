@@ -19,7 +19,8 @@
 //!   namespaces are two participants.
 //!
 //! Beside locks there is [parking](thread), the primitive for whatever else threads of
-//! several processes wait for.
+//! several processes wait for. Programs with an event loop wait for locks as [`future`]s,
+//! or in an io_uring of their own (the module `uring`), and whoever wants one of several locks [`select`]s.
 //!
 //! ```
 //! use heirlock::{Mutex, Segment};
@@ -80,6 +81,9 @@
 //!
 //! # Features
 //!
+//! * `io-uring` (on by default): `uring`, and futures that wait in a ring. It needs Linux 6.7 when
+//!   the program runs; where that is not to be had, or refused, futures do without.
+//! * `tokio` (off by default): a ring that tokio watches.
 //! * `lock_api` (off by default): `RawMutex` and `RawCondvar`, for `lock_api::Mutex` and
 //!   `Condvar` of version 0.5.
 //!
