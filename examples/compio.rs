@@ -1,5 +1,5 @@
 //! A lock as an operation of compio, waited for in the ring of its runtime:
-//! `cargo run --example compio`.
+//! `cargo run -p heirlock-runtimes --example compio`.
 #![allow(unsafe_code)]
 
 use compio_driver::{OpCode, OpEntry};

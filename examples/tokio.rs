@@ -1,5 +1,5 @@
 //! A lock that processes share, between the tasks of a tokio server:
-//! `cargo run --example tokio --features tokio`.
+//! `cargo run -p heirlock-runtimes --example tokio`.
 //!
 //! Each connection of the server adds to a total that another process could have locked, and
 //! holds the lock while it answers.

@@ -105,12 +105,12 @@
 //! has a chapter for each type, and for those who come from pthreads or parking_lot.
 
 #![cfg(target_os = "linux")]
-#![cfg_attr(loom, allow(dead_code, reason = "the models use a part of the crate"))]
+#![cfg_attr(heirlock_loom, allow(dead_code, reason = "the models use a part of the crate"))]
 
 mod condvar;
 pub mod deadlock;
 mod error;
-#[cfg(not(loom))]
+#[cfg(not(heirlock_loom))]
 pub mod future;
 mod inspect;
 mod lock;
@@ -121,13 +121,13 @@ mod memory;
 mod mutex;
 mod participant;
 mod segment;
-#[cfg(not(loom))]
+#[cfg(not(heirlock_loom))]
 pub mod select;
 mod sys;
 pub mod thread;
-#[cfg(all(feature = "tokio", not(loom)))]
+#[cfg(all(feature = "tokio", not(heirlock_loom)))]
 pub mod tokio;
-#[cfg(all(feature = "io-uring", not(loom)))]
+#[cfg(all(feature = "io-uring", not(heirlock_loom)))]
 pub mod uring;
 
 #[doc = include_str!("signals.md")]

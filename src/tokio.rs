@@ -12,7 +12,7 @@
 //! static TOTAL: Mutex<u64> = Mutex::new(0);
 //!
 //! # if heirlock::uring::refused().is_some() { return Ok(()); }
-//! # let runtime = tokio::runtime::Builder::new_multi_thread().enable_io().build()?;
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
 //! # runtime.block_on(async {
 //! let driver = Driver::new()?;
 //! let tasks: Vec<_> = (0..8)

@@ -640,6 +640,6 @@ pub(super) fn reclaim(words: &LockWords, me: &Attachment) -> Result<(), Corrupte
     Ok(())
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(heirlock_loom)))]
 #[path = "condvar_tests.rs"]
 mod tests;

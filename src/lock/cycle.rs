@@ -298,7 +298,7 @@ pub(super) fn as_victim(me: &Attachment) -> Option<Box<Cycle>> {
     found.find(chosen).map(Box::new)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(heirlock_loom)))]
 mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};

@@ -9,6 +9,7 @@
 //! if it had fewer to try than when it was written, by a margin: then it no
 //! longer tests what it did.
 
+use super::acquisition::Acquisition;
 use super::cancel::CancelToken;
 use super::condvar::{Outcome, RawCondvar};
 use super::park::{park, unpark};
@@ -18,10 +19,12 @@ use super::word::{Editor, Stage as WaitStage};
 use crate::memory::map::Mapping;
 use crate::participant::attach::{Attachment, attach};
 use crate::participant::id::Id;
+use crate::participant::lease::Lease;
 use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::clock::Deadline;
 use crate::sys::fault::{Fault, choose};
 use crate::sys::simulated::{Killed, become_thread, is_killed, live_for, power_on};
+use core::ptr::NonNull;
 use loom::cell::UnsafeCell;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -218,6 +221,55 @@ fn unlock_last(stage: &Stage, me: &Attachment) {
         loom::thread::yield_now();
     }
     unlock(stage, me);
+}
+
+loom::thread_local! {
+    /// The row of the present thread, for [`begin`].
+    static ROW: Cell<Option<NonNull<Attachment>>> = Cell::new(None);
+}
+
+/// Begins an acquisition that others sleep for: here nobody but the thread itself, but it
+/// tells nobody whom it watches.
+fn begin<'m>(me: &Attachment) -> (Acquisition<'m>, bool) {
+    ROW.with(|row| row.set(Some(NonNull::from(me))));
+    let lend = |_, _| Ok(ROW.with(|row| Lease::of_model(row.get())));
+    let begun = Acquisition::begin([&LOCK], Limits::default(), lend, false);
+    let (acquisition, acquired) = begun.expect("a beginning");
+    (acquisition, acquired.is_some())
+}
+
+/// Locks and unlocks, as such an acquisition does.
+fn acquire(stage: &Stage, me: &Attachment) {
+    let (mut acquisition, mut acquired) = begin(me);
+    while !acquired {
+        acquisition.sleep().expect("a sleep");
+        acquired = acquisition.look().expect("a look").is_some();
+    }
+    stage.visit(me, Ok(false));
+}
+
+/// The same, but drops the acquisition if it is not served at once.
+fn begin_and_drop(stage: &Stage, me: &Attachment) {
+    let (acquisition, acquired) = begin(me);
+    if acquired {
+        stage.visit(me, Ok(false));
+    }
+    drop(acquisition);
+}
+
+/// The same, and looks once more before it gives up: with the lock, if that comes in the
+/// last moment.
+fn begin_and_give_up(stage: &Stage, me: &Attachment) {
+    let (mut acquisition, mut acquired) = begin(me);
+    if !acquired {
+        acquired = acquisition.look().expect("a look").is_some();
+    }
+    if !acquired {
+        acquired = acquisition.give_up(Failed::Cancelled).is_ok();
+    }
+    if acquired {
+        stage.visit(me, Ok(false));
+    }
 }
 
 fn try_lock(stage: &Stage, me: &Attachment) {
@@ -747,6 +799,39 @@ fn a_killed_owner_and_a_killed_editor() {
         .holds("an owner and one who gives up are killed, one waits", 1400);
 }
 
+/// Who does not sleep for itself is served like any other.
+#[test]
+fn acquisitions() {
+    Play::of(&[acquire, acquire]).holds("two acquire", 450);
+    Play::of(&[unlock, acquire]).owned().bound(5).holds("unlock and acquire", 4000);
+    Play::of(&[unlock, acquire, lock]).owned().bound(2).holds("unlock, acquire and lock", 11000);
+    Play::of(&[unlock, begin_and_drop, lock]).owned().bound(2).holds("dropping, and another", 8000);
+    Play::of(&[unlock, begin_and_give_up, acquire])
+        .owned()
+        .bound(1)
+        .holds("giving up, and another", 600);
+}
+
+/// The same with deaths: nobody but those who come behind need notice.
+#[test]
+fn acquisitions_and_deaths() {
+    Play::of(&[unlock, acquire])
+        .owned()
+        .kills(&[1])
+        .bound(2)
+        .holds("an owner is killed, one acquires", 3700);
+    Play::of(&[unlock, acquire, lock])
+        .owned()
+        .kills(&[2])
+        .bound(1)
+        .holds("one who acquires is killed, one waits", 40000);
+    Play::of(&[unlock, acquire, acquire])
+        .owned()
+        .kills(&[1, 2])
+        .bound(0)
+        .holds("an owner and one of two who acquire are killed", 700);
+}
+
 /// A token is never lost, and what was done before the unpark is seen.
 #[test]
 fn parking() {
@@ -832,6 +917,9 @@ fn loom_sees() {
         .broken(Fault::NoUnparkWake)
         .fails("an unpark does not wake", lost);
     queue.kills(&[1]).broken(Fault::NoRelay).fails("a death is told to one watcher only", lost);
+    let acquires = Play::of(&[unlock, acquire]).owned();
+    acquires.broken(Fault::NoNudge).fails("an acquisition found late is not nudged", lost);
+    acquires.broken(Fault::NoWake).fails("a hand-over does not wake an acquisition", lost);
     let waits = Play::of(&[await_ready, notify_one]).bound(2);
     waits.broken(Fault::LateToQueue).fails("a wait queues after it released", lost);
     waits.broken(Fault::NoNudgeOnNotify).fails("who is moved is not told to look", lost);

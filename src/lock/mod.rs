@@ -26,7 +26,7 @@ pub(crate) mod acquisition;
 pub(crate) mod cancel;
 pub(crate) mod condvar;
 pub(crate) mod cycle;
-#[cfg(all(test, loom))]
+#[cfg(all(test, heirlock_loom))]
 mod loom_tests;
 pub(crate) mod park;
 pub(crate) mod queue;

@@ -52,7 +52,7 @@ impl From<Corrupted> for Failed {
 /// there is no look behind it that must not come before it; and whoever looks after
 /// a later SeqCst store to `owner` sees that one, or what follows. loom would let
 /// it see this one still (see `sys/simulated/atomic.rs`).
-const HAND_OVER: Ordering = if cfg!(loom) { SeqCst } else { Release };
+const HAND_OVER: Ordering = if cfg!(heirlock_loom) { SeqCst } else { Release };
 
 /// How a fast path ended.
 pub(crate) enum Fast {
@@ -680,7 +680,7 @@ impl RawMutex {
 /// from then on; `None` if it does not look.
 fn check_after(me: &Attachment, limits: &Limits) -> Option<Duration> {
     // No model is about that, and each look would be a step of it.
-    if cfg!(loom) || limits.end_it() {
+    if cfg!(heirlock_loom) || limits.end_it() {
         return None;
     }
     match limits.detect {

@@ -38,7 +38,7 @@ thread_local! {
 /// Whether anything could happen while a thread spins: not if there is one
 /// processor. Nor under loom, to which a spin is one look more at the same words.
 pub(super) fn may_pay() -> bool {
-    !cfg!(loom) && process::has_several_cpus()
+    !cfg!(heirlock_loom) && process::has_several_cpus()
 }
 
 /// Takes note of whether a turn that this thread waits for comes soon.

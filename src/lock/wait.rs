@@ -238,21 +238,21 @@ pub(super) fn silent(row: &Row, waiting: WaitState) -> Expect<'_> {
 fn fall_asleep(row: &Row, now: Deadline) {
     // Release: whoever looks for deadlocks and sees it sees which wait it is of. It is
     // the thread's own, so Relaxed will do to look at it.
-    if !cfg!(loom) && row.asleep.load(Relaxed) == 0 {
+    if !cfg!(heirlock_loom) && row.asleep.load(Relaxed) == 0 {
         row.asleep.store(now.as_nanos(), Release);
     }
 }
 
 /// A thread that is asleep sleeps for another reason from now on.
 pub(super) fn sleep_anew(row: &Row) {
-    if !cfg!(loom) && row.asleep.load(Relaxed) != 0 {
+    if !cfg!(heirlock_loom) && row.asleep.load(Relaxed) != 0 {
         row.asleep.store(Deadline::now().as_nanos(), Release);
     }
 }
 
 /// What may end the wait that the row's thread is about to begin: not for loom either.
 pub(super) fn set_terms(row: &Row, terms: u32) {
-    if !cfg!(loom) {
+    if !cfg!(heirlock_loom) {
         // Relaxed: the doorway publishes it.
         row.terms.store(terms, Relaxed);
     }
@@ -261,7 +261,7 @@ pub(super) fn set_terms(row: &Row, terms: u32) {
 /// Says that the row's thread is no longer in a wait. Before it does anything else to
 /// a lock: see `cycle`.
 pub(super) fn wake_up(row: &Row) {
-    if !cfg!(loom) {
+    if !cfg!(heirlock_loom) {
         row.asleep.store(0, Release);
     }
 }

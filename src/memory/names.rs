@@ -98,7 +98,7 @@ impl Entry {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(heirlock_loom)))]
 mod tests {
     use super::*;
     use zerocopy::FromZeros;

@@ -19,7 +19,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-#[cfg(all(feature = "io-uring", not(loom)))]
+#[cfg(all(feature = "io-uring", not(heirlock_loom)))]
 mod ring;
 
 /// For how long the helper sleeps if nothing is to be done; it is woken anyway.
@@ -117,16 +117,16 @@ pub(crate) fn watch(watch: Arc<Watch>) -> std::io::Result<()> {
 
 /// Whether the helper sleeps in a ring.
 pub(crate) fn has_ring() -> bool {
-    #[cfg(all(feature = "io-uring", not(loom)))]
+    #[cfg(all(feature = "io-uring", not(heirlock_loom)))]
     let refused = crate::sys::uring::refused().is_some();
-    #[cfg(not(all(feature = "io-uring", not(loom))))]
+    #[cfg(not(all(feature = "io-uring", not(heirlock_loom))))]
     let refused = true;
     !refused
 }
 
 /// What the helper does, for as long as the process lives.
 fn work(desk: &Desk) {
-    #[cfg(all(feature = "io-uring", not(loom)))]
+    #[cfg(all(feature = "io-uring", not(heirlock_loom)))]
     if has_ring() {
         // It returns if the kernel denies a ring all the same.
         ring::work(desk);

@@ -59,6 +59,12 @@ impl Lease {
         Ok(shared(|pool| pool.add(place, attachment, Home::Process)))
     }
 
+    /// The row of a model's thread, which keeps it.
+    #[cfg(heirlock_loom)]
+    pub(crate) fn of_model(row: Option<NonNull<Attachment>>) -> Self {
+        Self(Current::new(row.expect("the model's thread has one")))
+    }
+
     /// The same for who gives it back himself, with [`give_back`].
     pub(crate) fn into_current(self) -> Current {
         ManuallyDrop::new(self).0

@@ -118,12 +118,12 @@ impl Link {
         replaced.map(drop).map_err(u32::from)
     }
 
-    #[cfg(loom)]
+    #[cfg(heirlock_loom)]
     pub(crate) fn touch(&self) {
         self.0.touch();
     }
 
-    #[cfg(loom)]
+    #[cfg(heirlock_loom)]
     pub(crate) fn latest(&self) -> u32 {
         self.0.latest().into()
     }

@@ -90,7 +90,7 @@ pub(crate) enum Fault {
     UnparkOfRow,
 }
 
-#[cfg(all(heirlock_faults, not(loom)))]
+#[cfg(all(heirlock_faults, not(heirlock_loom)))]
 mod chosen {
     use super::Fault;
     use std::sync::OnceLock;
@@ -166,7 +166,7 @@ mod chosen {
 }
 
 /// Under loom each test chooses for its own thread, on which its model runs.
-#[cfg(loom)]
+#[cfg(heirlock_loom)]
 mod chosen {
     use super::Fault;
     use std::cell::Cell;
@@ -184,15 +184,15 @@ mod chosen {
     }
 }
 
-#[cfg(any(heirlock_faults, loom))]
+#[cfg(any(heirlock_faults, heirlock_loom))]
 pub(crate) use chosen::active;
-#[cfg(all(test, loom))]
+#[cfg(all(test, heirlock_loom))]
 pub(crate) use chosen::choose;
-#[cfg(all(heirlock_faults, not(loom)))]
+#[cfg(all(heirlock_faults, not(heirlock_loom)))]
 pub(crate) use chosen::{heartbeat, lossy};
 
 /// Whether this build is broken in the way that `fault` names: never.
-#[cfg(not(any(heirlock_faults, loom)))]
+#[cfg(not(any(heirlock_faults, heirlock_loom)))]
 #[inline(always)]
 pub(crate) const fn active(_fault: Fault) -> bool {
     false
@@ -200,7 +200,7 @@ pub(crate) const fn active(_fault: Fault) -> bool {
 
 /// How often a sleeper looks. The heartbeat repairs, a little later, much of
 /// what the faults break, so builds with faults obey `HEIRLOCK_HEARTBEAT_MS`.
-#[cfg(not(all(heirlock_faults, not(loom))))]
+#[cfg(not(all(heirlock_faults, not(heirlock_loom))))]
 #[inline(always)]
 pub(crate) const fn heartbeat(usual: std::time::Duration) -> std::time::Duration {
     usual
@@ -209,7 +209,7 @@ pub(crate) const fn heartbeat(usual: std::time::Duration) -> std::time::Duration
 /// How often a sleeper looks that may be sent no wake. That is meant to repair
 /// what a death breaks, with faults or without, so it has a variable of its own,
 /// for the trials in which nothing but the wake may help: `HEIRLOCK_LOSSY_MS`.
-#[cfg(not(all(heirlock_faults, not(loom))))]
+#[cfg(not(all(heirlock_faults, not(heirlock_loom))))]
 #[inline(always)]
 pub(crate) const fn lossy(usual: std::time::Duration) -> std::time::Duration {
     usual

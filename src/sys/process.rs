@@ -5,11 +5,11 @@ use super::atomic::{AtomicU32, Ordering};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-#[cfg(loom)]
+#[cfg(heirlock_loom)]
 pub(crate) use super::simulated::tid;
 
 /// The thread's ID as its own PID namespace counts.
-#[cfg(not(loom))]
+#[cfg(not(heirlock_loom))]
 pub(crate) fn tid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get() as u32
 }

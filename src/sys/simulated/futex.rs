@@ -28,6 +28,9 @@ pub(crate) enum Woken {
 /// On how many words a thread sleeps at most; as in the real module.
 pub(crate) const MAX_WORDS: usize = 3;
 
+/// As in the real module.
+pub(crate) const WAITV_MAX: usize = 128;
+
 /// A word and the value with which its waiter sleeps.
 pub(crate) type Expect<'a> = (&'a AtomicU32, u32);
 
@@ -84,6 +87,15 @@ pub(crate) fn wait(
     }
     leave(me);
     Ok(Woken::Look)
+}
+
+/// For the helper, of which there is no model.
+pub(crate) fn wait_beside(
+    _own: Expect,
+    _others: &[(usize, u32)],
+    _until: Deadline,
+) -> Result<Woken, Errno> {
+    Err(Errno::NOSYS)
 }
 
 /// Off all queues; whether a wake came before.

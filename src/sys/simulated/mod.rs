@@ -1,5 +1,5 @@
 //! The machine on which loom runs the crate: atomics that loom knows, futexes,
-//! robust lists, a clock, and deaths. Compiled with `--cfg loom` alone, in the
+//! robust lists, a clock, and deaths. Compiled with `--cfg heirlock_loom` alone, in the
 //! place of the modules of `sys` that have the same names; everything above
 //! `sys` is the real code.
 //!
