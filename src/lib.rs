@@ -141,6 +141,10 @@ pub mod guide {
     #[doc = include_str!("guide/condvar.md")]
     pub mod condvar {}
 
+    #[cfg(not(heirlock_loom))]
+    #[doc = include_str!("guide/asynchronous.md")]
+    pub mod asynchronous {}
+
     #[doc = include_str!("guide/segment.md")]
     pub mod segment {}
 
