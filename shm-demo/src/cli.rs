@@ -2,6 +2,7 @@
 
 use crate::bench::cli::{BENCH, BENCH_MORE, BenchArgs, BenchMemberArgs, BenchSoloArgs};
 use crate::course::MAX_WORKERS;
+use crate::daemon::cli::{CLIENT, CLIENT_MORE, ClientArgs, DAEMON, DAEMON_MORE, DaemonArgs};
 use crate::pool::cli::{POOL, POOL_MORE, PoolArgs};
 use crate::queue::cli::{QUEUE, QUEUE_MORE, QueueArgs};
 use crate::state::cli::{STATE, STATE_MORE, StateArgs};
@@ -33,6 +34,10 @@ Examples:
 
   shm-demo queue --producers 3 --consumers 3 --kills 100
       No item is lost and none comes twice, whoever is killed.
+
+  shm-demo daemon --path /dev/shm/locks &
+  shm-demo client --path /dev/shm/locks LOCK backup -- rsync -a /home /backup
+      Locks for shell scripts, in the same queues as those of programs.
 
   shm-demo bench uncontended handover
       What locks cost, beside those of others.
@@ -236,9 +241,15 @@ pub(crate) enum Command {
     /// Another one
     #[command(hide = true)]
     BenchSolo(BenchSoloArgs),
+    /// Ask a daemon for locks, or get them without one
+    #[command(long_about = CLIENT, after_long_help = CLIENT_MORE)]
+    Client(ClientArgs),
     /// Count in many processes, kill them, and show that nothing is lost
     #[command(long_about = COUNTER, after_long_help = COUNTER_MORE)]
     Counter(CounterArgs),
+    /// Serve locks at a Unix socket
+    #[command(long_about = DAEMON, after_long_help = DAEMON_MORE)]
+    Daemon(DaemonArgs),
     /// Show who takes part in a segment, who owns its locks, and who waits
     #[command(long_about = INSPECT, after_long_help = INSPECT_MORE)]
     Inspect(InspectArgs),

@@ -126,7 +126,8 @@ fn find(snapshot: &Snapshot, participant: Participant) -> Option<&ParticipantVie
     snapshot.participant(participant.row()).filter(|view| view.participant == participant)
 }
 
-fn to_text(path: &Path, snapshot: &Snapshot) -> String {
+/// The segment for people; the daemon shows it as well.
+pub(crate) fn to_text(path: &Path, snapshot: &Snapshot) -> String {
     let mut text = String::new();
     write_text(&mut text, path, snapshot).expect("a String takes anything");
     text

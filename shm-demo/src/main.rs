@@ -5,13 +5,15 @@
 //!
 //! `state` (keys and values), `pool` (of connections) and `queue` are there to be
 //! read as well: each of them is killed in the middle of everything, and shows what an
-//! heir has to do so that nothing is lost.
+//! heir has to do so that nothing is lost. `daemon` serves locks at a socket, and `client`
+//! asks it for them.
 
 mod bench;
 mod cli;
 mod counter;
 mod course;
 mod crew;
+mod daemon;
 mod inspect;
 mod ledger;
 mod order;
@@ -45,7 +47,9 @@ fn main() -> ExitCode {
         Command::Bench(args) => (args.json, bench::run(&args)),
         Command::BenchMember(args) => (false, bench::join(&args).map(|()| ExitCode::SUCCESS)),
         Command::BenchSolo(args) => (false, bench::play(&args).map(|()| ExitCode::SUCCESS)),
+        Command::Client(args) => (false, daemon::client::run(&args)),
         Command::Counter(args) => (args.trial.json, counter::run(&args)),
+        Command::Daemon(args) => (false, daemon::run(&args)),
         Command::Inspect(args) => (args.json, inspect::run(&args)),
         Command::Pool(args) => (args.trial.json, pool::run(&args)),
         Command::PoolClient(args) => (false, pool::work(&args).map(|()| ExitCode::SUCCESS)),
