@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -14,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that ought to take no time.
-const HANG: Duration = Duration::from_secs(30);
+pub(crate) const HANG: Duration = Duration::from_secs(30);
 
 /// How long a whole run may take, on a machine that is busy with other things.
 const RUN: Duration = Duration::from_secs(120);
@@ -41,6 +41,11 @@ impl TempPath {
     pub(crate) fn new() -> Self {
         let name = format!("heirlock-demo-test-{}-{:08x}", std::process::id(), fastrand::u32(..));
         Self(Path::new("/dev/shm").join(name))
+    }
+
+    /// Another one, called the same but for its end.
+    pub(crate) fn beside(&self, end: &str) -> Self {
+        Self(PathBuf::from(format!("{}{end}", self.str())))
     }
 
     pub(crate) fn str(&self) -> &str {
@@ -191,14 +196,18 @@ pub(crate) struct Demo(Child);
 
 impl Demo {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_shm-demo"))
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start shm-demo");
-        Self(child)
+        Self::spawn(&mut Self::command(args))
+    }
+
+    /// What `start` starts, to be changed before.
+    pub(crate) fn command(args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shm-demo"));
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        Self(command.spawn().expect("start shm-demo"))
     }
 
     /// Starts it and waits for its end.
@@ -213,6 +222,12 @@ impl Demo {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).expect("signal shm-demo");
+    }
+
+    /// Tells it a line, if its standard input is piped.
+    pub(crate) fn say(&mut self, line: &str) {
+        let stdin = self.0.stdin.as_mut().expect("stdin is piped");
+        stdin.write_all(format!("{line}\n").as_bytes()).expect("write to shm-demo");
     }
 
     /// What it says from now on, line by line, instead of at its end.
@@ -266,10 +281,20 @@ impl Drop for Demo {
 pub(crate) struct Lines(Receiver<String>);
 
 impl Lines {
+    #[track_caller]
+    pub(crate) fn next(&self) -> String {
+        self.0.recv_timeout(HANG).expect("a line")
+    }
+
+    /// Whether it has said nothing since the last line.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.0.try_recv().is_err()
+    }
+
     /// The object on the next line.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        let line = self.0.recv_timeout(HANG).expect("a line");
+        let line = self.next();
         serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line}"))
     }
 }

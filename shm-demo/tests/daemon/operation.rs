@@ -1,0 +1,223 @@
+//! Beginning, ending, and what signals do in between.
+
+use crate::kit::{Demo, TempPath, until};
+use crate::support::Ground;
+use nix::sys::signal::Signal;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::thread::sleep;
+use std::time::Duration;
+
+#[test]
+fn sigterm_waits_for_those_who_hold_locks() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let ground = Ground::new();
+        let daemon = ground.start("--drain-seconds 1000000");
+        let (mut holder, mut waiting, mut idle) =
+            (ground.connect(), ground.connect(), ground.connect());
+        holder.assert_ok("LOCK a");
+        holder.assert_ok("LOCK b");
+        waiting.send(b"LOCK a\nSTATUS\n");
+        holder.until_waiting("a", 1);
+        daemon.signal(signal);
+        // Who has nothing is told so, or sent away.
+        let reply = waiting.line();
+        assert!(reply.starts_with("ERR the daemon is about to end"), "{reply}");
+        assert_eq!(idle.line(), "");
+        until("nobody can connect", || UnixStream::connect(ground.socket.str()).is_err());
+        assert!(!ground.socket.exists());
+        // Who has something can still give it back, and look, but get no more.
+        for line in ["LOCK c", "TRY c", "WITH 5 c"] {
+            holder.assert_refused(line, "the daemon is about to end");
+        }
+        holder.assert_ok("UNLOCK a");
+        assert_eq!(holder.status("b").state, "held");
+        sleep(Duration::from_millis(100));
+        assert!(holder.is_silent());
+        holder.assert_ok("UNLOCK b");
+        assert_eq!(holder.line(), "");
+        assert_eq!(daemon.end_soon().code(), Some(0));
+        ground.assert_only_the_segment_is_left();
+        assert!(ground.logged().contains(&format!("{signal}: drains")));
+    }
+}
+
+#[test]
+fn sigterm_does_not_wait_for_ever() {
+    let ground = Ground::new();
+    let daemon = ground.start("--drain-seconds 1");
+    let mut holder = ground.connect();
+    holder.assert_ok("LOCK a");
+    let (mut direct, said) = ground.process("--direct");
+    direct.say("LOCK a");
+    holder.until_waiting("a", 1);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end_soon().code(), Some(0));
+    // The next one is told that it was not given back.
+    assert_eq!(said.next(), format!("OK INHERITED {}", std::process::id()));
+    assert_eq!(holder.line(), "");
+    ground.until_logged("lock a: process");
+
+    // Nor does a second one.
+    let daemon = ground.start("--drain-seconds 1000000 --remove");
+    let mut holder = ground.connect();
+    holder.assert_ok("LOCK b");
+    daemon.signal(Signal::SIGTERM);
+    ground.until_logged("clients that hold locks: 1; waits for them for 1000000 s");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end_soon().code(), Some(0));
+    ground.until_logged("SIGTERM again");
+    assert!(!ground.path.exists() && !ground.socket.exists());
+}
+
+#[test]
+fn sighup_leaves_the_log_to_whoever_renamed_it() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    ground.until_logged("ready: process");
+    let old = ground.path.beside(".log.1");
+    fs::rename(ground.log.str(), old.str()).expect("rename");
+    // Until it is told, it goes on where it was.
+    daemon.signal(Signal::SIGUSR1);
+    let read_old = || fs::read_to_string(old.str()).expect("read");
+    until("it goes on in the old file", || read_old().contains("SIGUSR1"));
+    assert!(!ground.log.exists());
+    daemon.signal(Signal::SIGHUP);
+    ground.until_logged("SIGHUP: the log is open anew");
+    assert!(!read_old().contains("SIGHUP"));
+    // A log that cannot be opened is none that is lost.
+    let kept = ground.path.beside(".log.2");
+    fs::rename(ground.log.str(), kept.str()).expect("rename");
+    fs::create_dir(ground.log.str()).expect("make a directory");
+    daemon.signal(Signal::SIGHUP);
+    until("it stays where it is", || {
+        let text = fs::read_to_string(kept.str()).expect("read");
+        text.contains("SIGHUP: cannot open the log") && text.contains("it stays where it is")
+    });
+    fs::remove_dir(ground.log.str()).expect("remove the directory");
+    ground.connect().assert_ok("LOCK a");
+    for line in read_old().lines().filter(|line| line.contains("ready: ")) {
+        // 2026-01-31T23:59:59.999Z
+        assert!(line.as_bytes()[10] == b'T' && line.as_bytes()[23] == b'Z', "{line}");
+    }
+}
+
+#[test]
+fn sigusr1_shows_who_holds_and_who_waits() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    let (mut holder, mut waiting) = (ground.connect(), ground.connect());
+    holder.assert_ok("LOCK a.lock");
+    waiting.send(b"LOCK a.lock\n");
+    holder.until_waiting("a.lock", 1);
+    daemon.signal(Signal::SIGUSR1);
+    ground.until_logged("\n    1. ");
+    let text = ground.logged();
+    let owned = format!("(pid {}, alive)", daemon.pid());
+    for what in ["SIGUSR1: 2 clients", "\"a.lock\" (Fifo): owned by", &owned, "1 waiting", "parked"]
+    {
+        assert!(text.contains(what), "no {what:?} in {text}");
+    }
+    // The same as `inspect` has, whatever the signal was for.
+    let said = Demo::run(&["inspect", ground.path.str()]);
+    assert!(said.out.contains("\"a.lock\" (Fifo): owned by"), "{said:?}");
+}
+
+/// The processor time that a process has used, in ticks.
+fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    // The fields 14 and 15, of which the first two are gone.
+    fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
+/// How often a process has gone to sleep by itself.
+fn sleeps(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find(|line| line.starts_with("voluntary_ctxt")).expect("a line");
+    line.split_whitespace().nth(1).expect("a number").parse().expect("a number")
+}
+
+#[test]
+fn an_idle_daemon_does_not_run() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    // Clients that are there and want nothing, one of which holds a lock.
+    let mut clients = [ground.connect(), ground.connect(), ground.connect()];
+    clients[0].assert_ok("LOCK a");
+    clients[1].assert_ok("LOCK b");
+    clients[1].assert_ok("UNLOCK b");
+    sleep(Duration::from_millis(300));
+    let before = (ticks(daemon.pid()), sleeps(daemon.pid()));
+    sleep(Duration::from_secs(3));
+    let after = (ticks(daemon.pid()), sleeps(daemon.pid()));
+    println!("in 3 s it used {} ticks, woke {} times", after.0 - before.0, after.1 - before.1);
+    assert!(after.0 - before.0 <= 2);
+    assert_eq!(after.1, before.1, "it woke");
+    clients[0].assert_ok("UNLOCK a");
+}
+
+#[test]
+fn there_is_one_daemon_for_a_segment() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    let said = ground.path.run("daemon");
+    let expected = format!("there is a daemon already, process {}; end that one", daemon.pid());
+    said.assert_error(1, &expected);
+    // It is unharmed, and so is its socket.
+    ground.connect().assert_ok("LOCK a");
+    // Another one may have another socket, not the same.
+    let other = Ground::new();
+    let line = format!("daemon --socket {}", ground.socket.str());
+    other.path.run(&line).assert_error(1, "somebody listens there");
+    ground.connect().assert_ok("LOCK b");
+    let _other = other.start("");
+    other.connect().assert_ok("LOCK a");
+}
+
+#[test]
+fn only_a_socket_at_which_nobody_listens_is_replaced() {
+    let ground = Ground::new();
+    fs::write(ground.socket.str(), "kept").expect("write");
+    ground.path.run("daemon").assert_error(1, "is there already, and is no socket");
+    assert_eq!(fs::read(ground.socket.str()).expect("read"), b"kept");
+    fs::remove_file(ground.socket.str()).expect("remove");
+
+    let listener = UnixListener::bind(ground.socket.str()).expect("bind");
+    ground.path.run("daemon").assert_error(1, "somebody listens there");
+    assert!(UnixStream::connect(ground.socket.str()).is_ok());
+    drop(listener);
+    let daemon = ground.start("");
+    ground.connect().assert_ok("LOCK a");
+    // One that took its place meanwhile is not the daemon's to remove.
+    fs::remove_file(ground.socket.str()).expect("remove");
+    let _listener = UnixListener::bind(ground.socket.str()).expect("bind");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end_soon().code(), Some(0));
+    assert!(UnixStream::connect(ground.socket.str()).is_ok());
+}
+
+#[test]
+fn the_mode_says_who_may_use_it() {
+    for (flags, mode) in [("", 0o600), ("--mode 640", 0o640)] {
+        let ground = Ground::new();
+        let _daemon = ground.start(flags);
+        for path in [&ground.path, &ground.socket] {
+            let found = fs::symlink_metadata(path.str()).expect("it is there");
+            assert_eq!(found.permissions().mode() & 0o777, mode, "{}", path.str());
+        }
+    }
+}
+
+#[test]
+fn what_is_no_segment_stays_as_it_is() {
+    let path = TempPath::new();
+    let text = "A text, longer than the header of a segment. ".repeat(200);
+    fs::write(path.str(), &text).expect("write");
+    for line in ["daemon", "client --direct STATUS"] {
+        path.run(line).assert_error(1, "not a heirlock segment");
+    }
+    assert_eq!(fs::read_to_string(path.str()).expect("read"), text);
+    assert!(!path.beside(".sock").exists());
+}
