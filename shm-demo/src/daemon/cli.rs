@@ -22,7 +22,8 @@ The replies:
   OK                 done
   OK INHERITED PID   the lock is had, and process PID, which had it before, did not
                      unlock it: it died or was disconnected, or the daemon died, which
-                     held the lock for it. What the lock protects may be half done
+                     held the lock for it. What the lock protects may be half done.
+                     (0 is a process that cannot be seen from here)
   BUSY               TRY did not get it
   TIMEOUT            WITH did not get it in time
   ERR TEXT           what is wrong

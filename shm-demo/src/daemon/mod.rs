@@ -65,6 +65,7 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
         signals,
         listener: Some(listener),
         accepting: None,
+        cannot_accept: false,
         sessions: BTreeMap::new(),
         last_session: 0,
         draining: false,
@@ -100,6 +101,8 @@ struct Daemon<'s> {
     listener: Option<Listener>,
     /// The operation that accepts.
     accepting: Option<u64>,
+    /// Whether the last attempt has failed.
+    cannot_accept: bool,
     last_session: u64,
     draining: bool,
     time_is_up: bool,
@@ -235,8 +238,16 @@ impl<'s> Daemon<'s> {
             return Ok(());
         }
         match accepted {
-            Ok(socket) => self.welcome(socket)?,
-            Err(error) => self.log.say(&format!("cannot accept a connection: {error}")),
+            Ok(socket) => {
+                self.cannot_accept = false;
+                self.welcome(socket)?;
+            }
+            // Once, and not five times a second.
+            Err(error) if !self.cannot_accept => {
+                self.cannot_accept = true;
+                self.log.say(&format!("cannot accept a connection: {error}; tries again"));
+            }
+            Err(_) => {}
         }
         if !goes_on {
             self.ring.timer(Timer::Accept, PAUSE)?;

@@ -9,7 +9,7 @@ use heirlock::uring::{self, Entries};
 use io_uring::types::{Fd, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -83,6 +83,8 @@ pub(crate) struct Ring {
     /// below what `heirlock::uring` wants for itself.
     next: u64,
     flights: HashMap<u64, Flight>,
+    /// What had to make room for others before it was asked for.
+    completed: VecDeque<cqueue::Entry>,
 }
 
 impl Ring {
@@ -95,7 +97,7 @@ impl Ring {
             .setup_coop_taskrun()
             .build(ENTRIES)
             .map_err(|error| refused(&error))?;
-        Ok(Self { io, next: 1, flights: HashMap::new() })
+        Ok(Self { io, next: 1, flights: HashMap::new(), completed: VecDeque::new() })
     }
 
     fn book(&mut self, about: About, memory: Memory, file: Option<Rc<dyn AsFd>>) -> u64 {
@@ -114,6 +116,8 @@ impl Ring {
             }
             drop(queue);
             self.enter(0)?;
+            // The kernel may take nothing while there is no room for what completes.
+            self.completed.extend(self.io.completion());
         }
     }
 
@@ -207,7 +211,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Waits until something has completed.
+    /// Waits until something has completed. All that had must have been looked at.
     pub(crate) fn wait(&mut self) -> io::Result<()> {
         self.enter(1)
     }
@@ -215,7 +219,7 @@ impl Ring {
     /// The next completion, if there is one already.
     pub(crate) fn next(&mut self) -> Option<Completion> {
         loop {
-            let cqe = self.io.completion().next()?;
+            let cqe = self.completed.pop_front().or_else(|| self.io.completion().next())?;
             // Not of those that nobody asked for, or not any more.
             if let Some(completion) = self.complete(cqe) {
                 return Some(completion);

@@ -1,11 +1,12 @@
 //! Beginning, ending, and what signals do in between.
 
 use crate::kit::{Demo, TempPath, until};
-use crate::support::Ground;
+use crate::support::{Client, Ground};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -41,6 +42,55 @@ fn sigterm_waits_for_those_who_hold_locks() {
         ground.assert_only_the_segment_is_left();
         assert!(ground.logged().contains(&format!("{signal}: drains")));
     }
+}
+
+#[test]
+fn everybody_who_waits_is_sent_away() {
+    let ground = Ground::new();
+    let daemon = ground.start("--clients 600");
+    let mut holder = ground.connect();
+    holder.assert_ok("LOCK a");
+    // More than the ring takes at a time.
+    let mut waiting: Vec<Client> = (0..300).map(|_| ground.connect()).collect();
+    waiting.iter_mut().for_each(|client| client.send(b"LOCK a\n"));
+    holder.until_waiting("a", 300);
+    daemon.signal(Signal::SIGTERM);
+    for client in &mut waiting {
+        let reply = client.line();
+        assert!(reply.starts_with("ERR the daemon is about to end"), "{reply}");
+        assert_eq!(client.line(), "");
+    }
+    assert_eq!(holder.status("a").queue.len(), 0);
+    holder.assert_ok("UNLOCK a");
+    assert_eq!(daemon.end_soon().code(), Some(0));
+}
+
+#[test]
+fn a_daemon_without_descriptors_waits_for_some() {
+    let ground = Ground::new();
+    let mut command = Command::new("sh");
+    let line = ["daemon", "--path", ground.path.str(), "--log", ground.log.str()];
+    command.args(["-c", "ulimit -n 20; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_shm-demo")]);
+    command.args(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let daemon = Demo::spawn(&mut command);
+    ground.until_listening();
+    let mut client = ground.connect();
+    client.assert_ok("LOCK a");
+    let mut more: Vec<Client> = (0..30).map(|_| ground.connect()).collect();
+    ground.until_logged("cannot accept a connection: ");
+    let before = ticks(daemon.pid());
+    sleep(Duration::from_secs(2));
+    let used = ticks(daemon.pid()) - before;
+    println!("in 2 s without descriptors it used {used} ticks");
+    assert!(used <= 10);
+    // Once is enough, and those who are there are served.
+    assert_eq!(ground.logged().matches("cannot accept").count(), 1);
+    client.assert_ok("UNLOCK a");
+    more.drain(..25);
+    more.iter_mut().for_each(|client| client.send(b"TRY b\n"));
+    let replies: Vec<String> = more.iter_mut().map(Client::line).collect();
+    assert_eq!(replies.iter().filter(|reply| *reply == "OK").count(), 1);
+    assert_eq!(replies.iter().filter(|reply| *reply == "BUSY").count(), 4);
 }
 
 #[test]
