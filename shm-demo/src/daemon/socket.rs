@@ -1,6 +1,9 @@
 //! The socket at which the daemon listens.
 
 use crate::Result;
+use nix::sys::signal::kill;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
 use rustix::fs::{Mode, chmod};
 use rustix::io::Errno;
 use rustix::net::{
@@ -13,9 +16,15 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How long a process may still seem to listen that was killed, before it is taken for one
+/// that was not.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// A socket in the file system, which goes when this does.
 pub(crate) struct Listener {
@@ -72,17 +81,23 @@ fn clear(path: &Path) -> Result<()> {
         )
         .into());
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-        Ok(_) => {
+    let start = Instant::now();
+    while let Some(pid) = listener_at(path)? {
+        // The ring of a daemon that was killed may keep its socket a little longer than its
+        // process is there.
+        if pid.is_some_and(is_dead) {
+            break;
+        }
+        if start.elapsed() > GRACE {
+            let who = pid.map_or("somebody".into(), |pid| format!("process {pid}"));
             return Err(format!(
-                "{}: somebody listens there; end that one first, or choose another path with \
+                "{}: {who} listens there; end that one first, or choose another path with \
                  --socket",
                 path.display()
             )
             .into());
         }
-        Err(error) => return Err(format!("{}: {error}", path.display()).into()),
+        sleep(Duration::from_millis(20));
     }
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -90,6 +105,23 @@ fn clear(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Who listens at `path`, if somebody does: `Some(None)` is a process that is not to be
+/// seen from here.
+fn listener_at(path: &Path) -> Result<Option<Option<Pid>>> {
+    match UnixStream::connect(path) {
+        Ok(stream) => {
+            let peer = getsockopt(&stream, PeerCredentials).map_or(0, |peer| peer.pid());
+            Ok(Some((peer > 0).then(|| Pid::from_raw(peer))))
+        }
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display()).into()),
+    }
+}
+
+fn is_dead(pid: Pid) -> bool {
+    kill(pid, None) == Err(nix::errno::Errno::ESRCH)
 }
 
 impl Drop for Listener {

@@ -73,7 +73,7 @@ fn a_daemon_without_descriptors_waits_for_some() {
     command.args(["-c", "ulimit -n 20; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_shm-demo")]);
     command.args(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let daemon = Demo::spawn(&mut command);
-    ground.until_listening();
+    ground.until_ready(&daemon);
     let mut client = ground.connect();
     client.assert_ok("LOCK a");
     let mut more: Vec<Client> = (0..30).map(|_| ground.connect()).collect();
@@ -220,7 +220,8 @@ fn there_is_one_daemon_for_a_segment() {
     // Another one may have another socket, not the same.
     let other = Ground::new();
     let line = format!("daemon --socket {}", ground.socket.str());
-    other.path.run(&line).assert_error(1, "somebody listens there");
+    let expected = format!("process {} listens there", daemon.pid());
+    other.path.run(&line).assert_error(1, &expected);
     ground.connect().assert_ok("LOCK b");
     let _other = other.start("");
     other.connect().assert_ok("LOCK a");
@@ -235,7 +236,8 @@ fn only_a_socket_at_which_nobody_listens_is_replaced() {
     fs::remove_file(ground.socket.str()).expect("remove");
 
     let listener = UnixListener::bind(ground.socket.str()).expect("bind");
-    ground.path.run("daemon").assert_error(1, "somebody listens there");
+    let expected = format!("process {} listens there", std::process::id());
+    ground.path.run("daemon").assert_error(1, &expected);
     assert!(UnixStream::connect(ground.socket.str()).is_ok());
     drop(listener);
     let daemon = ground.start("");

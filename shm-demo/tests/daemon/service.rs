@@ -1,6 +1,6 @@
 //! What a service manager sees of it; and its sandbox.
 
-use crate::kit::{HANG, TempPath, until};
+use crate::kit::{Demo, HANG, TempPath, until};
 use crate::support::Ground;
 use nix::sys::signal::Signal;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, compile_from_json};
@@ -30,13 +30,13 @@ impl Manager {
         Self { path, socket }
     }
 
-    fn start(&self, ground: &Ground, watchdog_us: Option<&str>) -> crate::kit::Demo {
+    fn start(&self, ground: &Ground, watchdog_us: Option<&str>) -> Demo {
         let mut command = ground.command("");
         command.env("NOTIFY_SOCKET", self.path.str());
         if let Some(limit) = watchdog_us {
             command.env("WATCHDOG_USEC", limit);
         }
-        crate::kit::Demo::spawn(&mut command)
+        Demo::spawn(&mut command)
     }
 
     /// The lines of the next message.
@@ -82,9 +82,10 @@ fn the_service_manager_is_told_what_it_is_up_to() {
     client.assert_ok("UNLOCK a");
     assert_eq!(daemon.end_soon().code(), Some(0));
     // If nobody listens it serves all the same.
-    drop(manager.socket);
-    let _daemon = Manager::new(&Ground::new()).start(&ground, None);
-    ground.until_listening();
+    let mut command = ground.command("");
+    command.env("NOTIFY_SOCKET", ground.path.beside(".nobody").str());
+    let daemon = Demo::spawn(&mut command);
+    ground.until_ready(&daemon);
     ground.until_logged("cannot notify the service manager");
     ground.connect().assert_ok("LOCK a");
 }
@@ -270,8 +271,8 @@ fn the_filter_of_the_sample_unit_lets_it_work() {
     let ground = Ground::new();
     let mut command = ground.command("");
     impose(&mut command, filter(&known).expect("a filter"));
-    let daemon = crate::kit::Demo::spawn(&mut command);
-    ground.until_listening();
+    let daemon = Demo::spawn(&mut command);
+    ground.until_ready(&daemon);
     let (mut holder, mut waiting) = (ground.connect(), ground.connect());
     holder.assert_ok("LOCK a");
     waiting.send(b"LOCK a\n");
@@ -298,7 +299,7 @@ fn the_filter_of_the_sample_unit_lets_it_work() {
     let mut command = ground.command("");
     let fewer: Vec<&str> = known.into_iter().filter(|call| *call != "io_uring_setup").collect();
     impose(&mut command, filter(&fewer).expect("a filter"));
-    let said = crate::kit::Demo::spawn(&mut command).end_soon();
+    let said = Demo::spawn(&mut command).end_soon();
     assert_eq!(said.code(), None, "{said:?}");
 }
 
@@ -312,7 +313,7 @@ fn says_what_to_do_if_io_uring_is_refused() {
         let filter = SeccompFilter::new(rules, otherwise, then, architecture).expect("a filter");
         let mut command = ground.command("");
         impose(&mut command, filter.try_into().expect("a program"));
-        let said = crate::kit::Demo::spawn(&mut command).end_soon();
+        let said = Demo::spawn(&mut command).end_soon();
         said.assert_error(1, "io_uring is not to be had here (");
         said.assert_error(1, "kernel.io_uring_disabled");
         assert!(!ground.socket.exists() && !ground.path.exists());

@@ -29,15 +29,18 @@ impl Ground {
     }
 
     /// A daemon that listens.
+    #[track_caller]
     pub(crate) fn start(&self, more: &str) -> Demo {
         let demo = Demo::spawn(&mut self.command(more));
-        self.until_listening();
+        self.until_ready(&demo);
         demo
     }
 
+    /// (That somebody can connect does not say who listens: the socket of one that was
+    /// killed may outlive it a little.)
     #[track_caller]
-    pub(crate) fn until_listening(&self) {
-        until("the daemon listens", || UnixStream::connect(self.socket.str()).is_ok());
+    pub(crate) fn until_ready(&self, demo: &Demo) {
+        self.until_logged(&format!("ready: process {},", demo.pid()));
     }
 
     #[track_caller]
