@@ -14,6 +14,7 @@ use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::clock::Deadline;
 use crate::sys::futex::{self, WAITV_MAX};
 use crate::sys::process;
+use core::cell::Cell;
 use core::ptr::NonNull;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,9 +83,29 @@ fn desk() -> std::io::Result<Arc<Desk>> {
     }
     let desk = Arc::new(Desk { jobs: Mutex::new(Vec::new()), bell: AtomicU32::new(0) });
     let of_helper = Arc::clone(&desk);
-    process::spawn_without_signals("heirlock", move || work(&of_helper))?;
+    process::spawn_without_signals("heirlock", move || {
+        let _unwound = AbortOnUnwind;
+        HELPS.set(process);
+        work(&of_helper);
+    })?;
     *known = Some((process, Arc::clone(&desk)));
     Ok(desk)
+}
+
+thread_local! {
+    /// For the helper, of which process it is that. (A child that a waker forks has the same
+    /// thread, but no helper.)
+    static HELPS: Cell<u32> = const { Cell::new(u32::MAX) };
+}
+
+/// If the helper ended, its rows would die, and others inherit what this process still
+/// holds with them.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
 }
 
 fn no_thread(source: std::io::Error) -> AttachError {
@@ -96,6 +117,10 @@ pub(super) fn attach(
     mapping: Arc<Mapping>,
     reclaim: Reclaim,
 ) -> Result<Box<Attachment>, AttachError> {
+    // A waker may poll its task at once, on the helper.
+    if HELPS.get() == generation_of_process() {
+        return attach::attach(&mapping, reclaim);
+    }
     let (answer, answered) = sync_channel(1);
     desk().map_err(no_thread)?.put(Job::Attach(mapping, reclaim, answer));
     let gone = || no_thread(std::io::ErrorKind::BrokenPipe.into());

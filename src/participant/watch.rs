@@ -1,9 +1,11 @@
 //! A wait of somebody who does not sleep: which words it is for, and whom to tell.
 #![allow(unsafe_code)]
 
+use super::current::generation_of_process;
 use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::clock::Deadline;
 use core::ptr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -12,6 +14,9 @@ use std::task::Waker;
 pub(crate) struct Watch {
     words: Vec<(usize, u32)>,
     until: Deadline,
+    /// A child that `fork` copied it into must not touch the state, which may have been
+    /// locked by a thread of its parent's.
+    process: u32,
     state: Mutex<State>,
 }
 
@@ -32,6 +37,7 @@ impl Watch {
         Self {
             words: words.iter().map(address).collect(),
             until,
+            process: generation_of_process(),
             state: Mutex::new(State { waker: Some(waker.clone()), ..State::default() }),
         }
     }
@@ -49,8 +55,16 @@ impl Watch {
         self.until
     }
 
-    /// Whether it is over. If not, it is `waker` that will be woken.
+    fn is_of_this_process(&self) -> bool {
+        self.process == generation_of_process()
+    }
+
+    /// Whether it is over, or nobody watches in this process. If not, it is `waker` that
+    /// will be woken.
     pub(crate) fn is_over(&self, waker: &Waker) -> bool {
+        if !self.is_of_this_process() {
+            return true;
+        }
         let mut state = self.state();
         if !state.over && !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             state.waker = Some(waker.clone());
@@ -58,7 +72,8 @@ impl Watch {
         state.over
     }
 
-    /// Wakes who waits, for it to look.
+    /// Wakes who waits, for it to look. A waker that panics has said so by then, and is of
+    /// no concern to who else is to be woken, nor to the rows of the helper.
     pub(crate) fn end(&self) {
         let waker = {
             let mut state = self.state();
@@ -66,13 +81,19 @@ impl Watch {
             state.waker.take()
         };
         // Without the lock: it may run what it likes.
-        if let Some(waker) = waker {
-            waker.wake();
+        if let Some(waker) = waker
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| waker.wake()))
+        {
+            // To drop it may panic again.
+            std::mem::forget(panic);
         }
     }
 
     /// Nobody waits any more, and the words may go.
     pub(crate) fn close(&self) {
+        if !self.is_of_this_process() {
+            return;
+        }
         let mut state = self.state();
         state.closed = true;
         let waker = state.waker.take();
