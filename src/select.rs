@@ -206,7 +206,8 @@ pub fn lock_all<'m, T: ?Sized>(mutexes: &[&'m Mutex<T>]) -> Vec<MutexGuard<'m, T
 ///
 /// # Errors
 ///
-/// [`LockError`] says why one of them was not acquired; what was taken is released.
+/// [`LockError`] says why one of them was not acquired; what was taken is released, and who
+/// had died holding it is told to its next owner.
 ///
 /// # Examples
 ///
@@ -232,12 +233,16 @@ pub fn lock_all_with<'m, T: ?Sized>(
     if order.windows(2).any(|pair| pair[0].0 == pair[1].0) {
         return Err(Unusable::WouldDeadlock.into());
     }
-    // On an error these are dropped.
     let mut guards: Vec<Option<MutexGuard<'m, T>>> = mutexes.iter().map(|_| None).collect();
     for (_, which, me) in order {
         let mutex = mutexes[which];
-        let hasty = mutex.raw().lock(&me, limits)?;
-        guards[which] = Some(MutexGuard::new(me.marked(hasty), mutex));
+        match mutex.raw().lock(&me, limits) {
+            Ok(hasty) => guards[which] = Some(MutexGuard::new(me.marked(hasty), mutex)),
+            Err(failed) => {
+                guards.into_iter().flatten().for_each(MutexGuard::release_untold);
+                return Err(failed.into());
+            }
+        }
     }
     Ok(guards.into_iter().flatten().collect())
 }

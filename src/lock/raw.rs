@@ -539,6 +539,17 @@ impl RawMutex {
 
     #[cold]
     pub(crate) fn unlock_slow(&self, me: &Attachment) -> Result<(), Corrupted> {
+        self.unlock_and_tell(me, false)
+    }
+
+    /// Releases the lock, of which its owner has not made use. `Err` as in `unlock`.
+    pub(crate) fn unlock_untold(&self, me: &Attachment) -> Result<(), Corrupted> {
+        self.unlock_and_tell(me, true)
+    }
+
+    /// Releases the lock. The next owner is told of the death that this one was told of, if
+    /// it is `untold` or panics.
+    fn unlock_and_tell(&self, me: &Attachment, untold: bool) -> Result<(), Corrupted> {
         if !me.is_of_this_process() {
             // A guard that fork copied into a child holds nothing.
             return Ok(());
@@ -549,7 +560,9 @@ impl RawMutex {
         }
         if owner.inherited()
             && let Some(inheritance) = me.disinherit(self.address())
-            && (std::thread::panicking() && !inheritance.unwinding || active(Fault::ToldAgain))
+            && (untold
+                || std::thread::panicking() && !inheritance.unwinding
+                || active(Fault::ToldAgain))
         {
             // As if the dead one still had it: so the next one is told again.
             self.0.owner.store(inheritance.dead.bits(), SeqCst);

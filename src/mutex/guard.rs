@@ -185,6 +185,13 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
         }
     }
 
+    /// Releases the lock, of which nobody has made use: who died holding it is told to the
+    /// next owner. Only for the row of a thread.
+    pub(crate) fn release_untold(this: Self) {
+        let this = ManuallyDrop::new(this);
+        released(this.mutex.raw.unlock_untold(&this.me));
+    }
+
     /// Who died holding the lock, if this guard's owner took it over.
     ///
     /// Each death is told to one owner: the heir. If the heir dies too, or

@@ -5,6 +5,7 @@
 mod kit;
 
 mod forks;
+mod several;
 mod wakers;
 
 use std::future::Future;
@@ -14,7 +15,11 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
 
 fn main() {
-    kit::run(&[wakers::TESTS, forks::TESTS], &[forks::ROLES].concat(), 2 * kit::HANG)
+    kit::run(
+        &[wakers::TESTS, forks::TESTS, several::TESTS],
+        &[forks::ROLES].concat(),
+        2 * kit::HANG,
+    )
 }
 
 /// A task that is polled by hand, and how often it was woken.
