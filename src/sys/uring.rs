@@ -5,7 +5,7 @@
 use super::atomic::{AtomicI32, Ordering};
 use super::clock::Deadline;
 use io_uring::types::{FutexWaitV, TimeoutFlags, Timespec};
-use io_uring::{IoUring, Probe, cqueue, opcode, squeue};
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue};
 use rustix::io::Errno;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -160,8 +160,38 @@ impl<K> Waits<K> {
         })
     }
 
-    /// Begins to wait, on behalf of `whom`, with the next submission.
+    /// Begins to wait, on behalf of `whom`. `Err` if the kernel does not take it.
     pub(crate) fn add(
+        &mut self,
+        whom: K,
+        words: &[(usize, u32)],
+        until: Deadline,
+    ) -> io::Result<()> {
+        self.queue(whom, words, until)?;
+        self.submit_all().inspect_err(|_| {
+            // It may be taken later all the same: then it is refused.
+            if let Some((request, _)) = self.under_way.remove(&(self.last | OURS)) {
+                request.bury();
+            }
+        })
+    }
+
+    fn submit_all(&mut self) -> io::Result<()> {
+        loop {
+            match self.ring.submit() {
+                // There a thread of the kernel's takes what there is.
+                Ok(_) if self.ring.params().is_setup_sqpoll() => return Ok(()),
+                Ok(_) if self.ring.submission().is_empty() => return Ok(()),
+                Ok(0) => return Err(Errno::BUSY.into()),
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(Errno::INTR.raw_os_error()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Begins to wait, on behalf of `whom`, with the next submission.
+    pub(crate) fn queue(
         &mut self,
         whom: K,
         words: &[(usize, u32)],
@@ -187,9 +217,17 @@ impl<K> Waits<K> {
         Ok(())
     }
 
-    /// Has the kernel take what was added.
-    pub(crate) fn submit(&self) -> io::Result<()> {
-        self.ring.submit().map(drop)
+    /// Has the kernel take what was added, and complete what it has put off until somebody
+    /// comes by (`IORING_SETUP_DEFER_TASKRUN`).
+    pub(crate) fn submit(&mut self) -> io::Result<()> {
+        if self.ring.params().is_setup_sqpoll() {
+            return self.ring.submit().map(drop);
+        }
+        let waiting = self.ring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: it waits for nothing, and the entries were pushed under the contract of
+        // that.
+        unsafe { self.ring.submitter().enter::<()>(waiting, 0, flags, None) }.map(drop)
     }
 
     /// The same, and sleeps until something is over.

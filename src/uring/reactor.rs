@@ -16,8 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// A future that waits in it is woken by [`turn`](Self::turn), which is to be called
 /// whenever the ring's descriptor is readable ([`AsFd`]), or an eventfd is that was
-/// registered with it. If nobody does, it waits for ever. In a forked child, and where the
-/// ring takes no more, the process's helper waits instead.
+/// registered with it. If nobody does, it waits for ever. In a forked child, whose
+/// reactor does nothing, and where the ring takes no more, the process's helper waits
+/// instead: so it does for a future that is polled by another thread than the one which a
+/// ring wants to submit (`IORING_SETUP_SINGLE_ISSUER`).
 ///
 /// # Examples
 ///
@@ -78,21 +80,22 @@ impl Reactor {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it is not a copy that `fork` made. A child has no part in its parent's ring,
+    /// whose memory it shares: what it took there its parent would never see.
+    fn is_of_this_process(&self) -> bool {
+        self.0.process == generation_of_process()
+    }
+
     /// Begins to wait. `Err` if that has to be done elsewhere.
     pub(crate) fn watch(&self, watch: &Arc<Watch>) -> io::Result<()> {
-        // A child has no part in its parent's ring.
-        if self.0.process != generation_of_process() {
+        if !self.is_of_this_process() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let mut state = self.state();
         if state.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        state.waits.add(Arc::clone(watch), watch.words(), watch.until())?;
-        // If the kernel does not take it now (because completions overflow, say) it does
-        // with the next one, or at the next turn.
-        let _ = state.waits.submit();
-        Ok(())
+        state.waits.add(Arc::clone(watch), watch.words(), watch.until())
     }
 
     /// Wakes the tasks whose waits are over, and passes what else is completed in the ring,
@@ -102,11 +105,19 @@ impl Reactor {
     ///
     /// See the [type](Self).
     pub fn turn(&self, others: impl FnMut(cqueue::Entry)) -> usize {
+        if !self.is_of_this_process() {
+            return 0;
+        }
         let (over, completed) = {
             let mut state = self.state();
-            let completed = state.waits.over();
+            let (mut over, mut others) = state.waits.over();
+            // If the kernel takes nothing, it is asked again at the next turn. What there
+            // was no room for is there now, and has the descriptor, or the eventfd, say so.
             let _ = state.waits.submit();
-            completed
+            let more = state.waits.over();
+            over.extend(more.0);
+            others.extend(more.1);
+            (over, others)
         };
         // Without the lock: a waker may poll its task at once.
         over.iter().for_each(|watch| watch.end());
@@ -130,6 +141,12 @@ impl Reactor {
     /// Gives access to the ring, for the program's own requests. Their `user_data` has
     /// neither bit 63 nor bit 62. What is completed is taken by [`turn`](Self::turn) alone.
     ///
+    /// No future may be polled meanwhile that waits in this reactor.
+    ///
+    /// # Panics
+    ///
+    /// In a forked child.
+    ///
     /// # Examples
     ///
     /// ```
@@ -151,6 +168,10 @@ impl Reactor {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn with_ring<R>(&self, f: impl FnOnce(&mut IoUring) -> R) -> R {
+        assert!(
+            self.is_of_this_process(),
+            "heirlock: this reactor was copied by fork; the ring is the parent's, not the child's"
+        );
         f(self.state().waits.ring())
     }
 
@@ -174,6 +195,9 @@ impl Reactor {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn close(&self) {
+        if !self.is_of_this_process() {
+            return;
+        }
         let waiting: Vec<_> = {
             let mut state = self.state();
             state.closed = true;

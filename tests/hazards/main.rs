@@ -5,6 +5,8 @@
 mod kit;
 
 mod forks;
+#[cfg(feature = "io-uring")]
+mod rings;
 mod several;
 mod wakers;
 
@@ -16,8 +18,19 @@ use std::task::{Context, Poll, Wake, Waker};
 
 fn main() {
     kit::run(
-        &[wakers::TESTS, forks::TESTS, several::TESTS],
-        &[forks::ROLES].concat(),
+        &[
+            wakers::TESTS,
+            forks::TESTS,
+            several::TESTS,
+            #[cfg(feature = "io-uring")]
+            rings::TESTS,
+        ],
+        &[
+            forks::ROLES,
+            #[cfg(feature = "io-uring")]
+            rings::ROLES,
+        ]
+        .concat(),
         2 * kit::HANG,
     )
 }

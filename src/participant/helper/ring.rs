@@ -20,7 +20,7 @@ pub(super) fn work(desk: &Desk) {
     loop {
         let (jobs, rung) = desk.take();
         for watch in jobs.into_iter().filter_map(super::Job::run) {
-            if waits.add(Some(Arc::clone(&watch)), watch.words(), watch.until()).is_err() {
+            if waits.queue(Some(Arc::clone(&watch)), watch.words(), watch.until()).is_err() {
                 // It looks, and comes again.
                 watch.end();
             }
@@ -28,7 +28,7 @@ pub(super) fn work(desk: &Desk) {
         let far = Deadline::after(super::LONG);
         if let Some(far) = far.filter(|_| !listens) {
             let bell = (ptr::from_ref(&desk.bell).expose_provenance(), rung);
-            listens = waits.add(None, &[bell], far).is_ok();
+            listens = waits.queue(None, &[bell], far).is_ok();
         }
         if !listens || waits.sleep().is_err() {
             // A signal (there are none), or no memory in the kernel.
