@@ -198,7 +198,8 @@ impl<'m> Pending<'m> {
     #[cfg(feature = "io-uring")]
     pub(crate) fn on(self, reactor: &Reactor) -> Self {
         let waiter = Waiter::Reactor(reactor.clone());
-        Self { waiter, ..self }
+        // It may have been polled already: then it looks, and waits there.
+        Self { waiter, watch: None, ..self }
     }
 
     pub(crate) fn poll(

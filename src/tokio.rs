@@ -123,6 +123,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        // At once: nobody may run the runtime's tasks at the moment, nor its end.
+        self.reactor.close();
         self.task.abort();
     }
 }

@@ -133,6 +133,12 @@ pub(crate) fn ring_of_one_thread(entries: u32) -> io::Result<IoUring> {
     builder.build(entries).or_else(|_| IoUring::new(entries))
 }
 
+/// Whether what the kernel says about a ring may be otherwise the next time.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
+    passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// The bit of `user_data` that tells the waits of [`Waits`] from what else is in the ring.
 pub(crate) const OURS: u64 = 1 << 62;
 

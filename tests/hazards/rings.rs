@@ -6,7 +6,10 @@ use heirlock::uring::{self, Reactor};
 use heirlock::{LockError, LockOptions, Mutex};
 use io_uring::IoUring;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::future::Future;
 use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
@@ -14,10 +17,20 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_reactor_turns_a_ring_of_any_kind", a_reactor_turns_a_ring_of_any_kind),
     ("a_future_may_be_polled_by_who_may_not_submit", a_future_may_be_polled_by_who_may_not_submit),
     ("a_thread_that_polled_may_end", a_thread_that_polled_may_end),
+    ("a_future_may_move_to_another_ring", a_future_may_move_to_another_ring),
+    #[cfg(feature = "tokio")]
+    ("a_driver_that_is_dropped_lets_go_at_once", a_driver_that_is_dropped_lets_go_at_once),
+    #[cfg(feature = "tokio")]
+    ("more_may_be_over_than_there_is_room_for", more_may_be_over_than_there_is_room_for),
+    (
+        "the_helper_does_without_a_ring_that_was_closed",
+        the_helper_does_without_a_ring_that_was_closed,
+    ),
     ("a_child_takes_nothing_from_its_parents_ring", a_child_takes_nothing_from_its_parents_ring),
 ];
 
-pub(crate) const ROLES: &[Role] = &[("forks_a_reactor", forks_a_reactor)];
+pub(crate) const ROLES: &[Role] =
+    &[("forks_a_reactor", forks_a_reactor), ("closes_all_descriptors", closes_all_descriptors)];
 
 fn need_rings() {
     if let Some(error) = uring::refused() {
@@ -116,4 +129,85 @@ fn forks_a_reactor(_: &[String]) {
     drop(task.finish(|| {
         reactor.turn(|_| {});
     }));
+}
+
+/// Nobody turns the one in which it waited first.
+fn a_future_may_move_to_another_ring() {
+    need_rings();
+    let reactors = [(); 2].map(|()| Reactor::new(IoUring::new(8).expect("a ring")));
+    let lock = lock();
+    let held = lock.lock();
+    let mut future = lock.lock_async().on(&reactors[0]);
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(Pin::new(&mut future).poll(&mut context).is_pending());
+    let task = Task::waiting(future.on(&reactors[1]));
+    drop(held);
+    drop(task.finish(|| {
+        reactors[1].turn(|_| {});
+    }));
+}
+
+/// Its runtime does nothing any more, and is still there.
+#[cfg(feature = "tokio")]
+fn a_driver_that_is_dropped_lets_go_at_once() {
+    need_rings();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.expect("a runtime");
+    let driver = runtime.block_on(async { heirlock::tokio::Driver::new().expect("a driver") });
+    let lock = lock();
+    let held = lock.lock();
+    let task = Task::waiting(lock.lock_async().on(driver.reactor()));
+    drop(driver);
+    drop(held);
+    drop(task.finish(|| ()));
+}
+
+/// The ring has room for 512 completions, and each wait has two. The eventfd tells of those
+/// for which there was none only if they are asked for.
+#[cfg(feature = "tokio")]
+fn more_may_be_over_than_there_is_room_for() {
+    const WAITS: usize = 1500;
+    need_rings();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.expect("a runtime");
+    let locks: &[Mutex<u32>] = Box::leak((0..WAITS).map(|_| Mutex::new(0)).collect());
+    let begin = std::time::Instant::now();
+    runtime.block_on(async {
+        let driver = heirlock::tokio::Driver::new().expect("a driver");
+        let held: Vec<_> = locks.iter().map(Mutex::lock).collect();
+        let waiting = locks.iter().map(|lock| {
+            let reactor = driver.reactor().clone();
+            tokio::spawn(async move { *lock.lock_async().on(&reactor).await += 1 })
+        });
+        let waiting: Vec<_> = waiting.collect();
+        while locks.iter().any(|lock| !heirlock::queue(lock).is_some_and(|queue| queue.len() == 1))
+        {
+            tokio::task::yield_now().await;
+        }
+        // All in one go: nobody turns the ring meanwhile.
+        drop(held);
+        for task in waiting {
+            task.await.expect("the task ends");
+        }
+    });
+    println!("{WAITS} at once, in {:?}", begin.elapsed());
+}
+
+/// As daemons do: without a look at what was open.
+fn the_helper_does_without_a_ring_that_was_closed() {
+    need_rings();
+    assert!(Process::spawn("closes_all_descriptors", &[]).succeeds());
+}
+
+fn closes_all_descriptors(_: &[String]) {
+    let lock = lock();
+    for round in 0..3 {
+        let held = lock.lock();
+        let task = Task::waiting(lock.lock_async());
+        drop(held);
+        drop(task.finish(|| ()));
+        for fd in (3..256).filter(|_| round == 0) {
+            let _ = nix::unistd::close(fd);
+        }
+    }
 }

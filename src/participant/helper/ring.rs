@@ -3,7 +3,7 @@
 use super::Desk;
 use crate::participant::watch::Watch;
 use crate::sys::clock::Deadline;
-use crate::sys::uring::{Waits, ring_of_one_thread};
+use crate::sys::uring::{Waits, is_passing, ring_of_one_thread};
 use core::ptr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use std::time::Duration;
 /// How many requests are submitted in one go.
 const ENTRIES: u32 = 256;
 
-/// What the helper does; returns if it has no ring.
+/// What the helper does; returns if it has no ring, or none any more: the program may have
+/// closed it with all descriptors, or a new seccomp filter denies it.
 pub(super) fn work(desk: &Desk) {
     let Ok(ring) = ring_of_one_thread(ENTRIES) else { return };
     // Nobody: the wait for the bell.
@@ -30,9 +31,11 @@ pub(super) fn work(desk: &Desk) {
             let bell = (ptr::from_ref(&desk.bell).expose_provenance(), rung);
             listens = waits.queue(None, &[bell], far).is_ok();
         }
-        if !listens || waits.sleep().is_err() {
+        match waits.sleep() {
+            Ok(()) if listens => {}
+            Err(error) if !is_passing(&error) => break,
             // A signal (there are none), or no memory in the kernel.
-            std::thread::sleep(Duration::from_millis(1));
+            _ => std::thread::sleep(Duration::from_millis(1)),
         }
         for over in waits.over().0 {
             match over {
@@ -41,4 +44,8 @@ pub(super) fn work(desk: &Desk) {
             }
         }
     }
+    // They come again, to who does without.
+    waits.give_up().flatten().for_each(|watch| watch.end());
+    // The descriptor may be somebody else's by now.
+    std::mem::forget(waits);
 }
