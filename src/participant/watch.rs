@@ -1,9 +1,9 @@
 //! A wait of somebody who does not sleep: which words it is for, and whom to tell.
-#![allow(unsafe_code)]
 
 use super::current::generation_of_process;
-use crate::sys::atomic::{AtomicU32, Ordering};
+use crate::sys::atomic::AtomicU32;
 use crate::sys::clock::Deadline;
+use crate::sys::futex;
 use core::ptr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -103,14 +103,8 @@ impl Watch {
 
     /// Whether there is something to tell: for who watches without a ring.
     pub(crate) fn is_due(&self) -> bool {
-        let state = self.state();
-        state.closed
-            || self.until.passed()
-            || self.words.iter().any(|(address, value)| {
-                let word = ptr::with_exposed_provenance::<AtomicU32>(*address);
-                // SAFETY: it was a reference, and lives until the watch is closed: it is not,
-                // and will not be while its state is locked. Relaxed: who is woken looks.
-                unsafe { &*word }.load(Ordering::Relaxed) != *value
-            })
+        // Not a look at the words themselves: who forgets a future that a token cancels need
+        // not keep the token.
+        self.state().closed || self.until.passed() || futex::has_changed(&self.words)
     }
 }

@@ -1,6 +1,8 @@
 //! Futex calls. Every word is shared (no `FUTEX_PRIVATE_FLAG`), even in memory
 //! of one process: the kernel's death notice wakes shared keys only.
 
+#![allow(unsafe_code)]
+
 use super::atomic::{AtomicU32, Ordering};
 use super::clock::Deadline;
 use super::fault::{Fault, active};
@@ -103,6 +105,44 @@ pub(crate) fn wait_beside(
     wait(&[own], poll.map_or(until, |poll| poll.min(until)), false)
 }
 
+/// Whether one of the words has another value than the one given, or is no memory any more:
+/// the kernel alone reads them, for a wait whose time is over.
+pub(crate) fn has_changed(words: &[(usize, u32)]) -> bool {
+    let now = Deadline::now();
+    // Relaxed: as above.
+    if NO_WAITV.load(Ordering::Relaxed) != 0 {
+        return words.iter().any(|word| wait_apart(*word, now) != Ok(Woken::TimedOut));
+    }
+    let each = |words: &[_]| waitv::<WAITV_MAX>(words.iter().copied(), now);
+    match words.chunks(WAITV_MAX).map(each).find(|slept| *slept != Ok(Woken::TimedOut)) {
+        Some(Err(Errno::NOSYS | Errno::PERM)) => {
+            NO_WAITV.store(1, Ordering::Relaxed);
+            has_changed(words)
+        }
+        found => found.is_some(),
+    }
+}
+
+/// Sleeps on one word elsewhere, as in [`wait_beside`].
+fn wait_apart((word, value): (usize, u32), until: Deadline) -> Result<Woken, Errno> {
+    let word: *const u32 = ptr::with_exposed_provenance(word);
+    let (until, any) = (until.timespec(), u32::MAX);
+    let unused: *const u32 = ptr::null();
+    // `rustix` wants a reference, and there may be nothing.
+    // SAFETY: the kernel looks whether `word` is memory; it reads the time, which is there,
+    // in the layout of its own that `rustix` gives it on 64-bit machines.
+    let slept = unsafe {
+        let wait = libc::FUTEX_WAIT_BITSET;
+        libc::syscall(libc::SYS_futex, word, wait, value, &raw const until, unused, any)
+    };
+    let slept = if slept == 0 { Ok(()) } else { Err(last_error()) };
+    outcome(slept, Woken::TimedOut)
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
 /// `N` words at most.
 fn waitv<const N: usize>(
     words: impl Iterator<Item = (usize, u32)>,
@@ -145,5 +185,32 @@ pub(crate) fn wake_all(word: &AtomicU32) {
             Ok(_) | Err(Errno::FAULT) => return,
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whether_a_word_has_changed_is_told_with_waitv_and_without() {
+        let words: Vec<AtomicU32> = (0..300).map(AtomicU32::new).collect();
+        let of = |word: &AtomicU32| {
+            (ptr::from_ref(word).expose_provenance(), word.load(Ordering::Relaxed))
+        };
+        let mut seen: Vec<(usize, u32)> = words.iter().map(of).collect();
+        assert!(!has_changed(&seen));
+        assert_eq!(wait_apart(seen[0], Deadline::now()), Ok(Woken::TimedOut));
+        for at in [0, 150, 299] {
+            words[at].fetch_add(1, Ordering::Relaxed);
+            assert!(has_changed(&seen));
+            assert_eq!(wait_apart(seen[at], Deadline::now()), Ok(Woken::Look));
+            seen[at].1 += 1;
+        }
+        assert!(!has_changed(&seen));
+        // No memory.
+        seen[200].0 = 64;
+        assert!(has_changed(&seen));
+        assert_eq!(wait_apart(seen[200], Deadline::now()), Err(Errno::FAULT));
     }
 }

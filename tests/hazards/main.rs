@@ -4,6 +4,7 @@
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod forgotten;
 mod forks;
 #[cfg(feature = "io-uring")]
 mod rings;
@@ -20,12 +21,14 @@ fn main() {
     kit::run(
         &[
             wakers::TESTS,
+            forgotten::TESTS,
             forks::TESTS,
             several::TESTS,
             #[cfg(feature = "io-uring")]
             rings::TESTS,
         ],
         &[
+            forgotten::ROLES,
             forks::ROLES,
             #[cfg(feature = "io-uring")]
             rings::ROLES,

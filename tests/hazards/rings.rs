@@ -180,8 +180,7 @@ fn more_may_be_over_than_there_is_room_for() {
             tokio::spawn(async move { *lock.lock_async().on(&reactor).await += 1 })
         });
         let waiting: Vec<_> = waiting.collect();
-        while locks.iter().any(|lock| !heirlock::queue(lock).is_some_and(|queue| queue.len() == 1))
-        {
+        while locks.iter().any(|lock| heirlock::queue(lock).is_none_or(|queue| queue.len() != 1)) {
             tokio::task::yield_now().await;
         }
         // All in one go: nobody turns the ring meanwhile.

@@ -34,6 +34,9 @@ impl Refusal {
     pub(crate) const ROBUST_LIST: Self =
         Self { call: libc::SYS_get_robust_list, error: libc::EPERM };
 
+    /// `io_uring_setup`.
+    pub(crate) const IO_URING: Self = Self { call: libc::SYS_io_uring_setup, error: libc::EPERM };
+
     /// `prctl`, as a kernel that does not know what is asked for refuses it.
     pub(crate) const PRCTL: Self = Self { call: libc::SYS_prctl, error: libc::EINVAL };
 
