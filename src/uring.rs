@@ -166,8 +166,8 @@ pub struct AsyncAcquire<'m, T: ?Sized> {
     user_data: u64,
     /// `None` when it is over.
     request: Option<Box<Request>>,
-    /// Whether the wait is under way.
-    waits: bool,
+    /// How many waits are under way: more than one if it looked before one was completed.
+    waits: u32,
     /// How many timeouts are.
     timeouts: u32,
     /// Whether the wait was cancelled, by whom is not known yet.
@@ -254,7 +254,7 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
             acquisition,
             user_data,
             request: None,
-            waits: false,
+            waits: 0,
             timeouts: 0,
             cancelled: false,
             timed_out: false,
@@ -289,7 +289,7 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
             self.timeouts = self.timeouts.saturating_sub(1);
             self.timed_out = sys::timed_out(done.result());
         } else {
-            self.waits = false;
+            self.waits = self.waits.saturating_sub(1);
             match Ended::of(done.result()) {
                 Ended::Look => return self.look(),
                 Ended::Cancelled => self.cancelled = true,
@@ -405,7 +405,8 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
         let words: Vec<_> = words.iter().map(address).collect();
         let request = self.request.get_or_insert_with(Request::take);
         request.set(&words, until);
-        self.waits = true;
+        self.waits += 1;
+        self.cancelled = false;
         self.timeouts += 1;
         Ok(Progress::Again(Entries(request.entries(self.user_data))))
     }
@@ -413,8 +414,10 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
     fn finish(&mut self) {
         match self.request.take() {
             // It may not have been submitted yet.
-            Some(request) if self.waits => request.bury(),
-            _ => {}
+            Some(request) if self.waits > 0 => request.bury(),
+            // It need not be so: who passes a completion twice has it counted twice.
+            Some(request) => request.rest(),
+            None => {}
         }
     }
 }

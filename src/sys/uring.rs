@@ -48,7 +48,7 @@ impl Request {
     pub(crate) fn take() -> Box<Self> {
         let buried = GRAVES.try_with(|graves| {
             let mut graves = graves.borrow_mut();
-            graves.pop_front_if(|(since, _)| since.elapsed() > AT_REST)
+            graves.pop_front_if(|(since, _)| since.is_none_or(|since| since.elapsed() > AT_REST))
         });
         buried.ok().flatten().map_or_else(|| Box::new(Self::new()), |(_, request)| request)
     }
@@ -56,12 +56,26 @@ impl Request {
     /// If it is submitted from now on it waits for nothing: the kernel refuses it. It is
     /// never freed, for that; after a while it is used again, and should a ring be so late
     /// to submit it, then it waits for words of somebody else's choice.
-    pub(crate) fn bury(mut self: Box<Self>) {
+    pub(crate) fn bury(self: Box<Self>) {
+        self.keep(Some(Instant::now()));
+    }
+
+    /// The same for one that was completed, as far as is known: it is used again at once.
+    pub(crate) fn rest(self: Box<Self>) {
+        self.keep(None);
+    }
+
+    fn keep(mut self: Box<Self>, since: Option<Instant>) {
         self.words.fill(FutexWaitV::new());
         let mut this = Some(self);
         let _ = GRAVES.try_with(|graves| {
-            let grave = this.take().map(|request| (Instant::now(), request));
-            graves.borrow_mut().extend(grave);
+            let mut graves = graves.borrow_mut();
+            if let Some(request) = this.take() {
+                match since {
+                    Some(_) => graves.push_back((since, request)),
+                    None => graves.push_front((since, request)),
+                }
+            }
         });
         std::mem::forget(this);
     }
@@ -80,8 +94,8 @@ impl Request {
 /// How long after a request was given up nobody will submit it any more.
 const AT_REST: Duration = Duration::from_secs(5);
 
-/// Requests that were given up before they completed, and when.
-type Graves = VecDeque<(Instant, Box<Request>)>;
+/// Requests that nobody uses; and when they were given up, of those that were not completed.
+type Graves = VecDeque<(Option<Instant>, Box<Request>)>;
 
 thread_local! {
     /// The calling thread's. Without a destructor.

@@ -2,13 +2,14 @@
 
 use crate::Task;
 use crate::kit::{self, Process, Role, Test};
-use heirlock::uring::{self, Reactor};
+use heirlock::uring::{self, Progress, Reactor};
 use heirlock::{LockError, LockOptions, Mutex};
-use io_uring::IoUring;
+use io_uring::{IoUring, opcode, squeue};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU32;
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
         "the_helper_does_without_a_ring_that_was_closed",
         the_helper_does_without_a_ring_that_was_closed,
     ),
+    ("a_request_outlives_its_acquisition", a_request_outlives_its_acquisition),
     ("a_child_takes_nothing_from_its_parents_ring", a_child_takes_nothing_from_its_parents_ring),
 ];
 
@@ -208,5 +210,48 @@ fn closes_all_descriptors(_: &[String]) {
         for fd in (3..256).filter(|_| round == 0) {
             let _ = nix::unistd::close(fd);
         }
+    }
+}
+
+/// What is submitted late the kernel reads late: the program looked in between, or passed
+/// what is not of this wait.
+#[allow(unsafe_code)]
+fn a_request_outlives_its_acquisition() {
+    need_rings();
+    let push = |ring: &mut IoUring, entries: &[squeue::Entry]| {
+        // SAFETY: what entries of acquisitions point to stays for as long as is needed; the
+        // other ones point to nothing.
+        unsafe { ring.submission().push_multiple(entries) }.expect("there is room");
+    };
+    let next = |ring: &mut IoUring| {
+        ring.submit_and_wait(1).expect("submit");
+        ring.completion().next().expect("one was waited for")
+    };
+    for looks in [true, false] {
+        let lock = lock();
+        let held = lock.lock();
+        let [mut ring, mut late] = [(); 2].map(|()| IoUring::new(8).expect("a ring"));
+        let (mut acquire, first) = lock.start(1).expect("it waits");
+        let Progress::Again(first) = first else { panic!("{first:?}") };
+        let second = if looks {
+            acquire.look().expect("it looks")
+        } else {
+            push(&mut ring, &[opcode::Nop::new().build().user_data(1)]);
+            acquire.complete(&next(&mut ring)).expect("it looks")
+        };
+        let Progress::Again(second) = second else { panic!("{second:?}") };
+        push(&mut ring, &first);
+        push(&mut late, &second);
+        ring.submit().expect("submit");
+        drop(held);
+        let acquired = acquire.complete(&next(&mut ring)).expect("it looks");
+        assert!(matches!(acquired, Progress::Acquired(_)), "{acquired:?}");
+        // If it was freed, here is what lies there now: waits that do not end.
+        let word = Box::leak(Box::new(AtomicU32::new(0)));
+        let wait = [0, std::ptr::from_ref(word).addr() as u64, 2];
+        let found: Vec<_> = (0..64).map(|_| [wait; 4].to_vec()).collect();
+        let done = next(&mut late);
+        assert_eq!((done.user_data(), done.result()), (1, -libc::EINVAL), "looks: {looks}");
+        drop(found);
     }
 }
