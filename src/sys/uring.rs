@@ -298,7 +298,11 @@ pub(crate) fn refused() -> Option<io::Error> {
     if answer == 0 {
         let refused = |error: io::Error| error.raw_os_error().map_or(-1, |code| -code);
         answer = ask().map_or_else(refused, |()| 1);
-        ANSWER.store(answer, Ordering::Relaxed);
+        // What there is too little of now there may be later.
+        let scarce = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+        if scarce.iter().all(|errno| answer != -errno.raw_os_error()) {
+            ANSWER.store(answer, Ordering::Relaxed);
+        }
     }
     (answer < 0).then(|| io::Error::from_raw_os_error(-answer))
 }

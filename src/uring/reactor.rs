@@ -6,7 +6,7 @@ use crate::participant::watch::Watch;
 use crate::sys::event;
 use crate::sys::uring::Waits;
 use core::fmt;
-use io_uring::{IoUring, cqueue};
+use io_uring::{IoUring, SubmissionQueue, Submitter, cqueue};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -138,7 +138,8 @@ impl Reactor {
         event::wait_until_readable(self.as_fd())
     }
 
-    /// Gives access to the ring, for the program's own requests. Their `user_data` has
+    /// Gives access to the ring, for the program's own requests. What is pushed is submitted
+    /// with what else there is, or by `f`, behind a `sync` of the queue. Their `user_data` has
     /// neither bit 63 nor bit 62. What is completed is taken by [`turn`](Self::turn) alone.
     ///
     /// No future may be polled meanwhile that waits in this reactor.
@@ -155,11 +156,12 @@ impl Reactor {
     ///
     /// # if heirlock::uring::refused().is_some() { return Ok(()); }
     /// let reactor = Reactor::new(IoUring::new(8)?);
-    /// reactor.with_ring(|ring| {
+    /// reactor.with_ring(|submitter, queue| {
     ///     // SAFETY: it refers to nothing.
-    ///     unsafe { ring.submission().push(&opcode::Nop::new().build().user_data(5)) }
+    ///     unsafe { queue.push(&opcode::Nop::new().build().user_data(5)) }
     ///         .expect("there is room");
-    ///     ring.submit()
+    ///     queue.sync();
+    ///     submitter.submit()
     /// })?;
     /// reactor.wait()?;
     /// let mut done = Vec::new();
@@ -167,12 +169,16 @@ impl Reactor {
     /// assert_eq!(done, [5]);
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn with_ring<R>(&self, f: impl FnOnce(&mut IoUring) -> R) -> R {
+    pub fn with_ring<R>(&self, f: impl FnOnce(&Submitter, &mut SubmissionQueue) -> R) -> R {
         assert!(
             self.is_of_this_process(),
             "heirlock: this reactor was copied by fork; the ring is the parent's, not the child's"
         );
-        f(self.state().waits.ring())
+        // Not the ring itself: it could be exchanged for another one, with another
+        // descriptor.
+        let mut state = self.state();
+        let (submitter, mut queue, _) = state.waits.ring().split();
+        f(&submitter, &mut queue)
     }
 
     /// Says that nobody will call [`turn`](Self::turn) any more: those who wait are woken,

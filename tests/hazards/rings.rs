@@ -6,6 +6,7 @@ use heirlock::uring::{self, Progress, Reactor};
 use heirlock::{LockError, LockOptions, Mutex};
 use io_uring::{IoUring, opcode, squeue};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -28,11 +29,15 @@ pub(crate) const TESTS: &[Test] = &[
         the_helper_does_without_a_ring_that_was_closed,
     ),
     ("a_request_outlives_its_acquisition", a_request_outlives_its_acquisition),
+    ("scarce_descriptors_are_no_refusal", scarce_descriptors_are_no_refusal),
     ("a_child_takes_nothing_from_its_parents_ring", a_child_takes_nothing_from_its_parents_ring),
 ];
 
-pub(crate) const ROLES: &[Role] =
-    &[("forks_a_reactor", forks_a_reactor), ("closes_all_descriptors", closes_all_descriptors)];
+pub(crate) const ROLES: &[Role] = &[
+    ("forks_a_reactor", forks_a_reactor),
+    ("closes_all_descriptors", closes_all_descriptors),
+    ("has_no_descriptors", has_no_descriptors),
+];
 
 fn need_rings() {
     if let Some(error) = uring::refused() {
@@ -123,7 +128,7 @@ fn forks_a_reactor(_: &[String]) {
     kit::fork(|| {
         assert_eq!(reactor.turn(|_| {}), 0, "the child woke somebody");
         reactor.close();
-        let message = kit::panic_of(|| reactor.with_ring(|ring| ring.submit()));
+        let message = kit::panic_of(|| reactor.with_ring(|submitter, _| submitter.submit()));
         assert!(message.contains("copied by fork"), "{message}");
         drop(reactor.clone());
     })
@@ -254,4 +259,18 @@ fn a_request_outlives_its_acquisition() {
         assert_eq!((done.user_data(), done.result()), (1, -libc::EINVAL), "looks: {looks}");
         drop(found);
     }
+}
+
+fn scarce_descriptors_are_no_refusal() {
+    need_rings();
+    assert!(Process::spawn("has_no_descriptors", &[]).succeeds());
+}
+
+fn has_no_descriptors(_: &[String]) {
+    let limit = Resource::RLIMIT_NOFILE;
+    let (soft, hard) = getrlimit(limit).expect("getrlimit");
+    setrlimit(limit, 3, hard).expect("setrlimit");
+    assert_eq!(uring::refused().and_then(|error| error.raw_os_error()), Some(libc::EMFILE));
+    setrlimit(limit, soft, hard).expect("setrlimit");
+    assert!(uring::refused().is_none());
 }
