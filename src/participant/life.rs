@@ -76,7 +76,31 @@ impl Table<'_> {
 /// gone. Rows of this process cannot be judged so: its own locks do not show.
 pub(crate) fn consult_witness(mapping: &Mapping, index: u32, life: u32) -> bool {
     let _registry = registry::lock();
-    bury_if_gone(mapping, index, life)
+    let gone = bury_if_gone(mapping, index, life);
+    if gone {
+        bury_kin(mapping, index);
+    }
+    gone
+}
+
+/// Judges all other rows of the process to which row `index` belonged, which is gone: the
+/// kernel marks 2048 of a thread's rows, and the helper of a process may have had more.
+/// Whoever waits behind those is not to find them one by one, each after a heartbeat.
+fn bury_kin(mapping: &Mapping, index: u32) {
+    let table = Table::new(mapping);
+    let process = |index| {
+        let generation = table.generation(index)?.load(Ordering::Acquire);
+        let identity = table.identity(Id::new(index, generation))?;
+        Some((identity.pid, identity.start_time, identity.pid_namespace))
+    };
+    let Some(gone) = process(index).filter(|(pid, ..)| *pid != 0) else { return };
+    for other in 1..=mapping.rows() {
+        let Some(word) = table.life(other) else { return };
+        let life = word.load(Ordering::Acquire);
+        if !died(life) && process(other) == Some(gone) {
+            bury_if_gone(mapping, other, life);
+        }
+    }
 }
 
 /// As [`consult_witness`], for who holds the registry's lock.

@@ -6,6 +6,7 @@ mod kit;
 
 mod forgotten;
 mod forks;
+mod many;
 #[cfg(feature = "io-uring")]
 mod rings;
 mod several;
@@ -22,6 +23,7 @@ fn main() {
         &[
             wakers::TESTS,
             forgotten::TESTS,
+            many::TESTS,
             forks::TESTS,
             several::TESTS,
             #[cfg(feature = "io-uring")]
@@ -29,6 +31,7 @@ fn main() {
         ],
         &[
             forgotten::ROLES,
+            many::ROLES,
             forks::ROLES,
             #[cfg(feature = "io-uring")]
             rings::ROLES,
