@@ -29,6 +29,9 @@ const LONG: Duration = Duration::from_secs(3600);
 /// How often it looks at words that it cannot all sleep on.
 const CROWDED: Duration = Duration::from_millis(20);
 
+/// Of how many waits it asks the kernel at once whether something has happened.
+const AT_ONCE: usize = WAITV_MAX / 2;
+
 /// What passes to or from the helper. It is used by one thread at a time.
 struct Handed<T>(T);
 
@@ -160,8 +163,11 @@ fn work(desk: &Desk) {
     loop {
         let (jobs, rung) = desk.take();
         jobs.into_iter().for_each(|job| watches.extend(job.run()));
+        let changed: Vec<bool> = watches.chunks(AT_ONCE).map(any_changed).collect();
+        let mut each = 0..;
         watches.retain(|watch| {
-            let due = watch.is_due();
+            let at = each.next().unwrap_or_default();
+            let due = watch.is_due(changed[at / AT_ONCE]);
             if due {
                 watch.end();
             }
@@ -169,6 +175,12 @@ fn work(desk: &Desk) {
         });
         sleep(desk, rung, &watches);
     }
+}
+
+/// Whether something may have happened to one of those.
+fn any_changed(watches: &[Arc<Watch>]) -> bool {
+    let words = watches.iter().flat_map(|watch| watch.words()).copied();
+    futex::has_changed(&words.collect::<Vec<_>>())
 }
 
 /// Sleeps until the bell rings, or something happens to the first of those that are

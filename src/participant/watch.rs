@@ -101,10 +101,13 @@ impl Watch {
         drop(waker);
     }
 
-    /// Whether there is something to tell: for who watches without a ring.
-    pub(crate) fn is_due(&self) -> bool {
+    /// Whether there is something to tell, if something `may_have_changed`: for who watches
+    /// without a ring.
+    pub(crate) fn is_due(&self, may_have_changed: bool) -> bool {
         // Not a look at the words themselves: who forgets a future that a token cancels need
         // not keep the token.
-        self.state().closed || self.until.passed() || futex::has_changed(&self.words)
+        self.state().closed
+            || self.until.passed()
+            || may_have_changed && futex::has_changed(&self.words)
     }
 }
