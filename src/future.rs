@@ -15,6 +15,11 @@
 //! `await` and moved. The lock is inherited when the *process* dies. A thread that ends, or
 //! a task that is forgotten, leaves it locked.
 //!
+//! When a process is killed its threads end one by one, in any order. None of them executes
+//! anything of the program's any more; but a system call that is just writing to what the
+//! lock protects (a `read` into it, say) may go on for some milliseconds after the lock was
+//! inherited, which it may not with a lock of the thread's own.
+//!
 //! A thread that waits asleep for a lock that a task of its own executor holds waits for
 //! ever. Nobody finds that out: there are no deadlock checks for futures.
 //!

@@ -178,7 +178,10 @@ pub struct AsyncAcquire<'m, T: ?Sized> {
 
 impl<T: ?Sized> Mutex<T> {
     /// Takes the lock, or a place in its queue and says what is to be submitted for it. The
-    /// requests will have this `user_data`, and the timeout [`TIMEOUT`] on top of it.
+    /// requests will have this `user_data`, and the timeout [`TIMEOUT`] on top of it. No other
+    /// request may have that until both are completed, whatever has become of the
+    /// acquisition: the kernel cancels by it, and a late timeout of this one would be taken
+    /// for the next one's.
     ///
     /// A thread may hold the lock, and wait for it in this way: it waits for itself only if
     /// it does nothing else.
