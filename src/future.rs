@@ -10,15 +10,14 @@
 //! # Who owns such a lock
 //!
 //! The process, not a thread: the row that stands in the queue, and owns the lock then,
-//! lives as long as that helper, which is as long as the process. So a future may be
+//! belongs to a second such thread, and so lives as long as the process. So a future may be
 //! polled by one thread now and by another one then, and the guard may be held across an
 //! `await` and moved. The lock is inherited when the *process* dies. A thread that ends, or
 //! a task that is forgotten, leaves it locked.
 //!
-//! When a process is killed its threads end one by one, in any order. None of them executes
-//! anything of the program's any more; but a system call that is just writing to what the
-//! lock protects (a `read` into it, say) may go on for some milliseconds after the lock was
-//! inherited, which it may not with a lock of the thread's own.
+//! When a process is killed its threads end one by one, in any order, and one that is in the
+//! middle of a system call (a `read` into what the lock protects, say) ends that first. So
+//! whoever is next in line has the lock when the last of them is gone, and not before.
 //!
 //! A thread that waits asleep for a lock that a task of its own executor holds waits for
 //! ever. Nobody finds that out: there are no deadlock checks for futures.
@@ -98,7 +97,7 @@ pub struct AsyncMutexGuard<'m, T: ?Sized>(MutexGuard<'m, T>);
 // SAFETY: the guard is what it is sent for: access to the value by one thread at a time, as
 // `&mut T` gives it (so `T: Send`). The lock belongs to a row of the process
 // (`Lease::of_process`), and nothing of that belongs to a thread: its place on a robust list
-// is the helper's, which alone changes it, and does so when nobody has the row any more.
+// is the keeper's, which alone changes it, and does so when nobody has the row any more.
 // What is counted beside the row is used by who has the guard; handing it over is in
 // between.
 unsafe impl<T: ?Sized + Send> Send for AsyncMutexGuard<'_, T> {}

@@ -94,7 +94,11 @@ impl<'m> Acquisition<'m> {
             if asleep && raw.is_owned_by_caller(&lease) {
                 continue;
             }
-            let Some(waiting) = raw.begin(&lease)? else {
+            let begun = raw.begin(&lease).inspect_err(|_| {
+                // It may be in the queue, or own the lock.
+                lease.mark_broken();
+            });
+            let Some(waiting) = begun? else {
                 this.leave_all(false);
                 return Ok((this, Some(Acquired { which, lease })));
             };

@@ -41,7 +41,7 @@ use super::word::{Code, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
-use crate::participant::life::{Fate, died};
+use crate::participant::life::Fate;
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
 use crate::sys::clock;
@@ -335,7 +335,7 @@ impl RawCondvar {
             predecessor => {
                 let life = table.life(predecessor).ok_or(Corrupted("a predecessor has no row"))?;
                 let life = life.load(SeqCst);
-                if died(life) {
+                if table.is_dead(predecessor, life) {
                     table.relay(predecessor);
                     let guard = self.edit(me)?;
                     if Stage::of(row) == Stage::Queued {

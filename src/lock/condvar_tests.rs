@@ -38,7 +38,7 @@ fn mutex(mapping: &Mapping, at: usize) -> &RawMutex {
 /// Somebody does that, and dies: its row.
 fn dead(mapping: &Arc<Mapping>, part: impl FnOnce(&Attachment) + Send) -> u32 {
     let part = || {
-        let me = Box::leak(attach(mapping, raw::reclaim).expect("a free row"));
+        let me = Box::leak(attach(mapping, raw::reclaim, false).expect("a free row"));
         part(me);
         me.mark_dead();
         me.id().index()
@@ -77,7 +77,7 @@ fn who_uses_the_row_of_one_with_two_guards_gives_the_second_one_back_first() {
     let (done, is_done) = channel();
     let part = move || {
         let mapping = &ground();
-        let me = attach(mapping, raw::reclaim).expect("a free row");
+        let me = attach(mapping, raw::reclaim, false).expect("a free row");
         dead(mapping, |other| {
             queue(other, 1);
             keep_guard(other, 0);
@@ -85,7 +85,7 @@ fn who_uses_the_row_of_one_with_two_guards_gives_the_second_one_back_first() {
         });
         let guard = QueueGuard::take(words(mapping, 0), &me).expect("over the dead");
         thread::scope(|scope| {
-            scope.spawn(|| attach(mapping, raw::reclaim).expect("its row").detach());
+            scope.spawn(|| attach(mapping, raw::reclaim, false).expect("its row").detach());
             await_sleeper(words(mapping, 0), || false);
             // It waits for this thread, so this one must not wait for it.
             drop(QueueGuard::take(words(mapping, 1), &me));
@@ -103,12 +103,12 @@ fn who_uses_the_row_of_one_with_two_guards_gives_the_second_one_back_first() {
 #[test]
 fn who_finishes_for_the_dead_is_found_in_its_own_queue_all_the_time() {
     let mapping = &ground();
-    let me = attach(mapping, raw::reclaim).expect("a free row");
+    let me = attach(mapping, raw::reclaim, false).expect("a free row");
     let (moved, is_moved) = channel();
     let (end, ended) = channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let waiter = attach(mapping, raw::reclaim).expect("a free row");
+            let waiter = attach(mapping, raw::reclaim, false).expect("a free row");
             queue(&waiter, 2);
             // Somebody was about to move it.
             Stage::One.set(waiter.row());
@@ -122,7 +122,7 @@ fn who_finishes_for_the_dead_is_found_in_its_own_queue_all_the_time() {
         let guard = QueueGuard::take(words(mapping, 2), &me).expect("the guard");
         let (name, told) = channel();
         let heir = scope.spawn(move || {
-            let heir = attach(mapping, |_| Ok(())).expect("a free row");
+            let heir = attach(mapping, |_| Ok(()), false).expect("a free row");
             let lock = words(mapping, 1).name_in(mapping);
             heir.row().lock.store(lock, SeqCst);
             name.send(heir.id().index()).expect("somebody listens");
@@ -147,14 +147,14 @@ fn who_finishes_for_the_dead_is_found_in_its_own_queue_all_the_time() {
 #[test]
 fn a_dead_waiter_whose_row_has_a_new_user_is_neither_notified_nor_minded() {
     let mapping = &ground();
-    let me = attach(mapping, raw::reclaim).expect("a free row");
+    let me = attach(mapping, raw::reclaim, false).expect("a free row");
     let row = dead(mapping, |other| _ = queue(other, 1));
     let (joined, has_joined) = channel();
     let (go_on, goes_on) = channel::<()>();
     thread::scope(|scope| {
         scope.spawn(move || {
             // It has yet to clear up.
-            let user = attach(mapping, |_| Ok(())).expect("the row");
+            let user = attach(mapping, |_| Ok(()), false).expect("the row");
             joined.send(user.id().index()).expect("somebody listens");
             let _ = goes_on.recv();
             raw::reclaim(&user).expect("what was left");
@@ -189,7 +189,7 @@ fn what_is_left_to_be_passed_on_is_gone_with_the_guard() {
         raw::reclaim(me)
     };
     let part = || {
-        let me = attach(mapping, look).expect("the row");
+        let me = attach(mapping, look, false).expect("the row");
         assert_eq!(me.id().index(), row);
         me.detach();
     };
@@ -199,12 +199,12 @@ fn what_is_left_to_be_passed_on_is_gone_with_the_guard() {
 #[test]
 fn who_comes_to_the_head_while_all_are_notified_does_not_sleep() {
     let mapping = &ground();
-    let me = attach(mapping, raw::reclaim).expect("a free row");
+    let me = attach(mapping, raw::reclaim, false).expect("a free row");
     let guard = QueueGuard::take(words(mapping, 0), &me).expect("the guard");
     words(mapping, 0).owner.store(News::All.bits(), SeqCst);
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
-            let waiter = attach(mapping, raw::reclaim).expect("a free row");
+            let waiter = attach(mapping, raw::reclaim, false).expect("a free row");
             let waiting = queue(&waiter, 1);
             let look = condvar(mapping).look(&waiter, waiting).expect("nothing is wrong");
             let looks_again = matches!(look, Look::Again);

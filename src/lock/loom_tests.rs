@@ -450,7 +450,7 @@ fn execute(play: Play, steps: Steps, tried: &Arc<Mutex<Tried>>) {
     let mut attachments: Vec<_> = (1..=auditor)
         .map(|tid| {
             become_thread(tid);
-            let attachment = attach(&MAPPING, reclaim).expect("a free row");
+            let attachment = attach(&MAPPING, reclaim, false).expect("a free row");
             assert_eq!(attachment.id().index(), tid);
             let row = attachment.row();
             row.waiting_as.touch();

@@ -19,7 +19,6 @@ use super::word::{Code, Editor, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
 use crate::participant::id::Id;
-use crate::participant::life::died;
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
 use crate::sys::clock::{self, Deadline};
@@ -99,7 +98,7 @@ impl<'a> QueueGuard<'a> {
             }
             let life = table.life(row).ok_or(Corrupted("a queue guard names no row"))?;
             let life = life.load(SeqCst);
-            if died(life) && !active(Fault::NoGuardTakeover) {
+            if table.is_dead(row, life) && !active(Fault::NoGuardTakeover) {
                 // First: once the guard is taken nobody need look at the dead.
                 table.relay(row);
                 if replace(mine.in_place_of(editor)) {
@@ -269,7 +268,7 @@ impl<'a> QueueGuard<'a> {
         for _ in 0..=self.table().capacity() {
             let Some(head) = self.head()? else { return Ok(None) };
             let life = self.table().life(head).ok_or(BAD_ROW)?;
-            if died(life.load(SeqCst)) {
+            if self.table().is_dead(head, life.load(SeqCst)) {
                 mourn(self.me, head)?;
                 if let Unlinked::Before(successor) = self.unlink(head)? {
                     wait::nudge(self.me, successor)?;
@@ -355,7 +354,7 @@ impl<'a> QueueGuard<'a> {
                 break;
             }
             let life = self.table().life(prev).ok_or(BAD_ROW)?;
-            if !died(life.load(SeqCst)) {
+            if !self.table().is_dead(prev, life.load(SeqCst)) {
                 return Ok(());
             }
             mourn(self.me, prev)?;
@@ -430,7 +429,7 @@ pub(super) fn has_living_waiter(words: &LockWords, table: Table) -> bool {
             return false;
         }
         let (Some(row), Some(life)) = (table.row(index), table.life(index)) else { return true };
-        if !died(life.load(SeqCst)) {
+        if !table.is_dead(index, life.load(SeqCst)) {
             return true;
         }
         index = row.prev.load(SeqCst);

@@ -14,7 +14,7 @@ use crate::memory::error::Corrupted;
 use crate::memory::map::FileIdentity;
 use crate::participant::attach::{AttachError, Attachment, Inheritance};
 use crate::participant::id::Id;
-use crate::participant::life::{Fate, died};
+use crate::participant::life::Fate;
 use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::{self, Relaxed, Release, SeqCst};
 use crate::sys::clock::{self, Deadline};
@@ -455,7 +455,7 @@ impl RawMutex {
         let table = me.table();
         let life = table.life(predecessor).ok_or(Corrupted("a predecessor has no row"))?;
         let life = life.load(SeqCst);
-        if died(life) {
+        if table.is_dead(predecessor, life) {
             table.relay(predecessor);
             QueueGuard::take(&self.0, me)?.splice_predecessor_of(me.id().index())?;
             return Ok(Look::Again);

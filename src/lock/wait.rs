@@ -5,7 +5,7 @@ use super::cancel::Ticket;
 use super::word::{Code, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
-use crate::participant::life::consult_witness;
+use crate::participant::life::{consult_witness, died};
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, Release, SeqCst};
 use crate::sys::clock::Deadline;
@@ -19,6 +19,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// How often a sleeper looks if it could not make the owner see it.
 const UNFENCED: Duration = Duration::from_millis(1);
+
+/// How often a sleeper looks whether the rest of a process is gone, a part of which is.
+const DYING: Duration = Duration::from_millis(1);
 
 /// How often a sleeper looks if a wake may be lost.
 const LOSSY: Duration = Duration::from_millis(10);
@@ -64,6 +67,7 @@ impl Watched {
     pub(super) fn heartbeat(watched: Option<&Self>) -> Duration {
         let usual = fault::heartbeat(HEARTBEAT);
         match watched {
+            Some(Watched { life, .. }) if died(*life) => usual.min(DYING),
             Some(Watched { hasty: true, .. }) => usual.min(UNFENCED),
             Some(Watched { lossy: true, .. }) => usual.min(fault::lossy(LOSSY)),
             _ => usual,

@@ -5,7 +5,7 @@
 //! 0                     header, 128 bytes
 //!     0   u64           magic, "HEIRLOCK" (so a machine of the other byte
 //!                       order finds something else)
-//!     8   u32           layout version, 3
+//!     8   u32           layout version, 4
 //!    12   u32           state: 0 unfinished, 0x5245_4459 ready
 //!    16   u64           schema, the user's own version number
 //!    24   u64           size of T in bytes
@@ -31,6 +31,7 @@
 //!   2112  4 * u64       what the user of the row has been through, for people
 //!     page - 32  u64    the generation: which user of the row this is
 //!     page - 24  u32    the life word
+//!     page - 20  u32    1 if what the user holds is its process's, not its thread's
 //! life_offset + capacity * page
 //!     the end; in process-private memory one more page, for the last node
 //! ```
@@ -52,7 +53,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// "HEIRLOCK" as a little-endian machine reads it.
 pub(crate) const MAGIC: u64 = u64::from_ne_bytes(*b"HEIRLOCK");
 /// The version of everything said above.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 /// The header's `state` once the creator is done.
 pub(crate) const READY: u32 = 0x5245_4459;
 /// The most rows that a 16-bit index can name (0 means nobody).
@@ -89,7 +90,10 @@ pub(crate) struct Life {
     /// Which user of the row this is. Written by who attaches, before the word.
     pub(crate) generation: AtomicU64,
     pub(crate) word: AtomicU32,
-    reserved: u32,
+    /// Whether what the user holds it holds for its process: then it is dead when no thread
+    /// of that runs any more, not when the life word says so. 0 or 1; written by who
+    /// attaches, before the word, and by the user.
+    pub(crate) of_process: AtomicU32,
 }
 
 /// The head of a segment, as in the file.
@@ -126,6 +130,7 @@ const _: () = {
     assert!(offset_of!(Header, boot) == 48 && offset_of!(Header, fences) == 64);
     assert!(offset_of!(Header, next_row) == 68);
     assert!(size_of::<Life>() == 16 && offset_of!(Life, word) == 8);
+    assert!(offset_of!(Life, of_process) == 12);
     assert!(WORD_BEFORE_NODE == 24);
     // A value's alignment holds in every mapping because mappings start at a
     // page boundary.

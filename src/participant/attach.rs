@@ -114,7 +114,7 @@ pub(crate) enum Home {
     Thread,
     /// A thread's, too: one of those in which it waits otherwise, each for one lock.
     Lease,
-    /// The process's helper's, for whichever thread has it at the moment.
+    /// The process's keeper's, for whichever thread has it at the moment.
     Process,
 }
 
@@ -277,7 +277,11 @@ impl Attachment {
     /// What the thread holds, it holds for its process: the end of the thread
     /// is not its death.
     pub(crate) fn outlive_thread(&self) {
-        self.outlives_thread.set(true);
+        if !self.outlives_thread.replace(true) {
+            // Relaxed: who finds the thread dead finds what it did before.
+            let life = self.mapping.life(self.id().index());
+            life.of_process.store(1, Ordering::Relaxed);
+        }
     }
 
     /// Whether a life word belongs to this thread, or to one that has the same
@@ -294,7 +298,7 @@ impl Attachment {
     /// another PID namespace) nothing is published: the kernel would take that
     /// thread for us and mark it dead.
     pub(crate) fn publish_watch(&self, watched: Option<(&AtomicU32, u32)>) {
-        // Of the process's rows the list is the helper's, and belongs to that.
+        // Of the process's rows the list is the keeper's, and belongs to that.
         let own = self.home.get() != Home::Process;
         let Some(enlisted) = self.enlisted.as_ref().filter(|_| own) else { return };
         match watched {
@@ -554,6 +558,7 @@ pub(super) fn forget_process_identity() {
 pub(crate) fn attach(
     mapping: &Arc<Mapping>,
     reclaim: Reclaim,
+    of_process: bool,
 ) -> Result<Box<Attachment>, AttachError> {
     let tid = process::tid();
     let registry = registry::lock();
@@ -579,6 +584,8 @@ pub(crate) fn attach(
     table.write_identity(id, &identity);
     // The last user may have died in a wait; this one is in none. (Release, below.)
     row.asleep.store(0, Ordering::Relaxed);
+    // (Release, below.)
+    mapping.life(index).of_process.store(of_process.into(), Ordering::Relaxed);
     let life = mapping.life_word(index);
     if let Some(Enlisted { list, .. }) = &enlisted {
         list.set_pending(Some(life));

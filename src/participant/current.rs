@@ -264,7 +264,7 @@ fn join(
         Some(attachment) => attachment,
         None => {
             expect_forks();
-            let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim)?));
+            let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim, false)?));
             ALL.with(|all| all.borrow_mut().push(Entry { place, attachment }));
             leave_at_end();
             attachment

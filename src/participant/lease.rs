@@ -2,8 +2,8 @@
 //!
 //! A thread has one row of its own in a segment, in which it waits asleep. Whoever waits
 //! otherwise has another one for each wait, and for as long as it holds what it waited
-//! for. Such a row is a thread's like its own, and dies with it; or it is the helper's
-//! (see `helper`), and dies with the process: then whoever waits or holds may move to
+//! for. Such a row is a thread's like its own, and dies with it; or it is the keeper's
+//! (see `keeper`), and dies with the process: then whoever waits or holds may move to
 //! another thread meanwhile.
 //!
 //! To join takes system calls, so rows that are given back are kept for a while.
@@ -11,7 +11,7 @@
 
 use super::attach::{AttachError, Attachment, Home, Reclaim, attach};
 use super::current::{Current, Entry, Place, expect_forks, leave_at_end, mapping_at};
-use super::helper;
+use super::keeper;
 use crate::memory::map::Mapping;
 use crate::memory::registry;
 use core::cell::RefCell;
@@ -40,7 +40,7 @@ impl Lease {
             return Ok(lease);
         }
         expect_forks();
-        let attachment = attach(&mapping, reclaim)?;
+        let attachment = attach(&mapping, reclaim, false)?;
         leave_at_end();
         Ok(POOL.with(|pool| pool.borrow_mut().add(place, attachment, Home::Lease)))
     }
@@ -55,7 +55,7 @@ impl Lease {
             return Ok(lease);
         }
         expect_forks();
-        let attachment = helper::attach(mapping, reclaim)?;
+        let attachment = keeper::attach(mapping, reclaim)?;
         Ok(shared(|pool| pool.add(place, attachment, Home::Process)))
     }
 
@@ -105,7 +105,7 @@ pub(crate) fn give_back(current: Current) {
 /// Leaves the segment.
 fn discard(entry: Entry) {
     if entry.attachment().home() == Home::Process && entry.attachment().is_of_this_process() {
-        helper::detach(entry.attachment);
+        keeper::detach(entry.attachment);
     } else {
         // SAFETY: it was given back, so nothing else refers to it, and it holds nothing.
         unsafe { entry.discard() };
@@ -123,7 +123,7 @@ struct Pool {
 
 // SAFETY: for the process's pool. Its attachments are used by one thread at a time: who
 // has one on lease; the lock of the pool, which is held to take and to give back, is in
-// between. The helper alone, whose robust list they are on, joins and leaves with them.
+// between. The keeper alone, whose robust list they are on, joins and leaves with them.
 // What a child of fork does with its copies it does when it has one thread.
 unsafe impl Send for Pool {}
 

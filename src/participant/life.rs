@@ -15,7 +15,8 @@ pub(super) fn witness_byte(index: u32) -> u64 {
     (1 << 41) + u64::from(index)
 }
 
-/// Whether a life word speaks of a dead thread, or of none.
+/// Whether a life word speaks of a dead thread, or of none. If what that held was its
+/// process's, others of its threads may still be at work: see [`Table::is_dead`].
 pub(crate) fn died(life: u32) -> bool {
     !active(Fault::NoDeathCheck) && (life == 0 || life & OWNER_DIED != 0)
 }
@@ -32,6 +33,39 @@ pub(crate) enum Fate {
 }
 
 impl Table<'_> {
+    /// Whether the user of row `index`, whose life word is `life`, is dead: nobody goes on
+    /// with what it was in the middle of, or uses what it held.
+    ///
+    /// When a process is killed, its threads end one after the other, and one that is in
+    /// the middle of a system call (`read` into the protected data, say) ends that. Of a
+    /// thread's own row the life word tells all. A row of the process is marked when the
+    /// keeper ends; but the OFD lock, whose description belongs to all threads, is dropped
+    /// when the last of them has let go of its files, and none comes back from there.
+    pub(crate) fn is_dead(self, index: u32, life: u32) -> bool {
+        died(life) && (life & OWNER_DIED == 0 || !self.is_of_process(index) || self.is_gone(index))
+    }
+
+    /// Whether what the user of row `index` holds is its process's.
+    fn is_of_process(self, index: u32) -> bool {
+        // No model has a process of several threads. Relaxed: written before the life word,
+        // which has been read.
+        !cfg!(heirlock_loom)
+            && self.checked(index).is_some_and(|index| {
+                self.mapping().life(index).of_process.load(Ordering::Relaxed) != 0
+            })
+    }
+
+    /// Whether the process of the user of row `index` holds the row's byte no more.
+    fn is_gone(self, index: u32) -> bool {
+        if active(Fault::LivesByItsKeeper) {
+            return true;
+        }
+        // In private memory it is this process, or its parent.
+        let Some(fd) = self.mapping().witness() else { return true };
+        // Where it cannot be asked the word has to do.
+        !matches!(ofd_lock::locked_elsewhere(fd, witness_byte(index)), Ok(true))
+    }
+
     /// How `id` fares.
     ///
     /// The life word is read before the generation, and whoever re-uses a row
@@ -48,7 +82,7 @@ impl Table<'_> {
         // visible to whoever saw it dead.
         let life = life.load(Ordering::Acquire);
         let same = generation.load(Ordering::Acquire) == id.generation();
-        if died(life) || !same && !active(Fault::NoDeathCheck) {
+        if self.is_dead(index, life) || !same && !active(Fault::NoDeathCheck) {
             Fate::Dead
         } else {
             Fate::Alive(life)
@@ -84,7 +118,7 @@ pub(crate) fn consult_witness(mapping: &Mapping, index: u32, life: u32) -> bool 
 }
 
 /// Judges all other rows of the process to which row `index` belonged, which is gone: the
-/// kernel marks 2048 of a thread's rows, and the helper of a process may have had more.
+/// kernel marks 2048 of a thread's rows, and the keeper of a process may have had more.
 /// Whoever waits behind those is not to find them one by one, each after a heartbeat.
 fn bury_kin(mapping: &Mapping, index: u32) {
     let table = Table::new(mapping);

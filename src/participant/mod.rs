@@ -5,8 +5,10 @@
 
 pub(crate) mod attach;
 pub(crate) mod current;
+mod desk;
 pub(crate) mod helper;
 pub(crate) mod id;
+mod keeper;
 pub(crate) mod lease;
 pub(crate) mod life;
 pub(crate) mod table;

@@ -211,6 +211,10 @@ impl<'m> Table<'m> {
         Self(mapping)
     }
 
+    pub(super) fn mapping(self) -> &'m Mapping {
+        self.0
+    }
+
     /// The number of rows: no walk takes more steps.
     #[inline]
     pub(crate) fn capacity(self) -> u32 {
@@ -222,7 +226,7 @@ impl<'m> Table<'m> {
         self.0.is_shared()
     }
 
-    fn checked(self, index: u32) -> Option<u32> {
+    pub(super) fn checked(self, index: u32) -> Option<u32> {
         (1..=self.capacity()).contains(&index).then_some(index)
     }
 

@@ -73,7 +73,7 @@ impl Watch {
     }
 
     /// Wakes who waits, for it to look. A waker that panics has said so by then, and is of
-    /// no concern to who else is to be woken, nor to the rows of the helper.
+    /// no concern to who else is to be woken.
     pub(crate) fn end(&self) {
         let waker = {
             let mut state = self.state();

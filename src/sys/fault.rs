@@ -88,6 +88,8 @@ pub(crate) enum Fault {
     NoUnparkWake,
     /// Unparking gives the token to whoever has the row.
     UnparkOfRow,
+    /// What a process holds is inherited when its keeper has died.
+    LivesByItsKeeper,
 }
 
 #[cfg(all(heirlock_faults, not(heirlock_loom)))]
@@ -135,6 +137,7 @@ mod chosen {
         ("timed_counts", Fault::TimedCounts),
         ("no_unpark_wake", Fault::NoUnparkWake),
         ("unpark_of_row", Fault::UnparkOfRow),
+        ("lives_by_its_keeper", Fault::LivesByItsKeeper),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

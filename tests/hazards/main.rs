@@ -1,9 +1,11 @@
-//! Futures among wakers that panic or poll at once, forks, and rings that are closed.
+//! Futures among wakers that panic or poll at once, forks, rings that are closed, and the
+//! slow ends of processes.
 #![allow(clippy::disallowed_types, reason = "flags of the tests' own")]
 
 #[path = "../kit/mod.rs"]
 mod kit;
 
+mod ends;
 mod forgotten;
 mod forks;
 mod many;
@@ -22,6 +24,7 @@ fn main() {
     kit::run(
         &[
             wakers::TESTS,
+            ends::TESTS,
             forgotten::TESTS,
             many::TESTS,
             forks::TESTS,
@@ -30,6 +33,7 @@ fn main() {
             rings::TESTS,
         ],
         &[
+            ends::ROLES,
             forgotten::ROLES,
             many::ROLES,
             forks::ROLES,

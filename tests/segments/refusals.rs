@@ -139,8 +139,8 @@ fn header_fields() {
         refused::<Counter>(&path, mismatch(field), says);
         file.write(offset, &old);
     };
-    patched(8, 1, "layout version", &["is 1", "expects 3"]);
-    patched(8, 0, "layout version", &["is 0", "expects 3"]);
+    patched(8, 1, "layout version", &["is 1", "expects 4"]);
+    patched(8, 0, "layout version", &["is 0", "expects 4"]);
     patched(36, 65_536, "page size", &["is 65536", &format!("expects {PAGE}")]);
     patched(36, 0, "page size", &["is 0"]);
     patched(40, 0, "capacity", &["is 0", "1 to 65535"]);

@@ -38,7 +38,7 @@ fn shows() {
     });
 
     let snapshot = Snapshot::read(&path, &[]).expect("read");
-    assert_eq!((snapshot.layout_version, snapshot.schema), (3, 0));
+    assert_eq!((snapshot.layout_version, snapshot.schema), (4, 0));
     assert_eq!(snapshot.value_size, size_of::<Board>() as u64);
     assert_eq!((snapshot.capacity, snapshot.rows_used), (64, 5));
     assert!(!snapshot.other_boot);

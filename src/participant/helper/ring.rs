@@ -1,6 +1,6 @@
 //! The helper's sleep in a ring.
 
-use super::Desk;
+use crate::participant::desk::Desk;
 use crate::participant::watch::Watch;
 use crate::sys::clock::Deadline;
 use crate::sys::uring::{Waits, is_passing, ring_of_one_thread};
@@ -13,14 +13,14 @@ const ENTRIES: u32 = 256;
 
 /// What the helper does; returns if it has no ring, or none any more: the program may have
 /// closed it with all descriptors, or a new seccomp filter denies it.
-pub(super) fn work(desk: &Desk) {
+pub(super) fn work(desk: &Desk<Arc<Watch>>) {
     let Ok(ring) = ring_of_one_thread(ENTRIES) else { return };
     // Nobody: the wait for the bell.
     let mut waits: Waits<Option<Arc<Watch>>> = Waits::new(ring);
     let mut listens = false;
     loop {
         let (jobs, rung) = desk.take();
-        for watch in jobs.into_iter().filter_map(super::Job::run) {
+        for watch in jobs {
             if waits.queue(Some(Arc::clone(&watch)), watch.words(), watch.until()).is_err() {
                 // It looks, and comes again.
                 watch.end();
@@ -28,7 +28,8 @@ pub(super) fn work(desk: &Desk) {
         }
         let far = Deadline::after(super::LONG);
         if let Some(far) = far.filter(|_| !listens) {
-            let bell = (ptr::from_ref(&desk.bell).expose_provenance(), rung);
+            let (bell, rung) = desk.silent(rung);
+            let bell = (ptr::from_ref(bell).expose_provenance(), rung);
             listens = waits.queue(None, &[bell], far).is_ok();
         }
         match waits.sleep() {
