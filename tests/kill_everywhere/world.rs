@@ -2,7 +2,7 @@
 
 use crate::actor::{Actor, Answer, Got, INITIAL, Tell, who_answered};
 use crate::image::{Image, Peek, Raw, Robust, image, robust_head};
-use crate::kit::{Board, HANG, TempPath, until};
+use crate::kit::{Board, HANG, TempPath, hang, until};
 use crate::scenario::{Do, Op, Place, Scenario, Who};
 use crate::trace::{Fail, Point, Res, Traced, process_state, sleeps_in_futex, wrong};
 use crate::victim::play;
@@ -459,7 +459,7 @@ impl World {
         while let Some(next) = self.waiting.first().copied() {
             let start = Instant::now();
             let actors: Vec<&Actor> = self.waiting.iter().map(|who| &self.actors[who]).collect();
-            let answered = who_answered(&actors, HANG);
+            let answered = who_answered(&actors, hang());
             let names: Vec<Who> = answered.iter().map(|at| self.waiting[*at]).collect();
             if names.is_empty() {
                 return wrong(format!("{:?} wait, and nobody gets the lock", self.waiting));
@@ -492,7 +492,7 @@ impl World {
     fn drain_other(&mut self) -> Res<()> {
         let Some((who, expect)) = self.other.take() else { return Ok(()) };
         let start = Instant::now();
-        if who_answered(&[&self.actors[&who]], HANG).is_empty() {
+        if who_answered(&[&self.actors[&who]], hang()).is_empty() {
             return wrong(format!("{who:?} waits for the second lock, and does not get it"));
         }
         self.slow += usize::from(start.elapsed() > SLOW);

@@ -23,17 +23,8 @@ mod storm;
 mod unfenced;
 mod worker;
 
+use kit::{hang, number_from_env};
 use std::time::Duration;
-
-/// How long nothing may happen before somebody counts as stuck.
-fn hang() -> Duration {
-    Duration::from_secs(number_from_env("HEIRLOCK_HANG_SECONDS").unwrap_or(20))
-}
-
-fn number_from_env(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
-}
 
 fn is_long() -> bool {
     std::env::var_os("HEIRLOCK_LONG").is_some_and(|value| value != "0")

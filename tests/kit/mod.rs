@@ -29,6 +29,17 @@ pub(crate) use puppet::{Board, Got, Puppet, Stage, board, board_of, board_with};
 /// How long anything may take that ought to take no time.
 pub(crate) const HANG: Duration = Duration::from_secs(30);
 
+/// The same where locks may be broken on purpose: `HEIRLOCK_HANG_SECONDS` shortens, or
+/// lengthens, it.
+pub(crate) fn hang() -> Duration {
+    number_from_env("HEIRLOCK_HANG_SECONDS").map_or(HANG, Duration::from_secs)
+}
+
+pub(crate) fn number_from_env(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
 /// What a failed test and a hang guard have to clean up.
 static CHILDREN: StdMutex<BTreeSet<i32>> = StdMutex::new(BTreeSet::new());
 static PATHS: StdMutex<BTreeSet<PathBuf>> = StdMutex::new(BTreeSet::new());

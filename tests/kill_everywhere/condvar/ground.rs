@@ -3,7 +3,7 @@
 use super::scenario::{Do, Op, Scenario, Who};
 use crate::actor::{Actor, Got, Tell, who_answered};
 use crate::image::{FLAGS, Image, Peek, Raw, Robust, image, robust_head};
-use crate::kit::{Board, HANG, TempPath, until};
+use crate::kit::{Board, HANG, TempPath, hang, until};
 use crate::run::Place;
 use crate::trace::{Fail, Point, Res, Traced, marker, process_state, wrong};
 use crate::victim::{Outcome, live_on_with};
@@ -374,7 +374,7 @@ impl Ground {
     fn drain(&mut self, expect: &mut Got) -> Res<()> {
         while let Some(next) = self.turn.first().copied() {
             let start = Instant::now();
-            let names = self.answered(HANG);
+            let names = self.answered(hang());
             if names.is_empty() {
                 return wrong(format!("{:?} wait, and nobody gets the lock", self.turn));
             }
