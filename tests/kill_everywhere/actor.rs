@@ -2,7 +2,9 @@
 
 use crate::kit::{Board, HANG};
 use crate::trace::{Fail, Res, fork_child, kill_and_reap, wrong};
-use heirlock::{MutexGuard, Participant, Segment};
+use crate::waits;
+use heirlock::{Mutex, MutexGuard, Participant, Segment};
+use io_uring::IoUring;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Pid;
 use std::io::{Read, Write};
@@ -22,6 +24,8 @@ pub(crate) enum Tell {
     Try,
     /// Takes the second lock.
     LockOther,
+    /// Takes the lock, and waits in a ring if it has to; answers also when it has queued.
+    LockInRing,
     /// Takes the lock and waits for the condition variable; answers when it has the
     /// lock again.
     Wait,
@@ -31,6 +35,8 @@ pub(crate) enum Tell {
     NotifyAll,
     /// Gives back whatever it has.
     Unlock,
+    /// Gives back the second lock.
+    UnlockOther,
     /// That many new threads join at once, the first of them takes and
     /// releases the lock, and all leave.
     Reuse(u32),
@@ -146,6 +152,8 @@ impl Actor {
                 b'1' => value = condvar.notify_one().into(),
                 b'a' => value = condvar.notify_all() as u64,
                 b'u' => drop((guard.take(), other.take())),
+                b'p' => drop(other.take()),
+                b'q' => guard = Some(lock_in_ring(lock, &mut stream)),
                 _ => panic!("an actor does not know {command:?}"),
             }
             let last = if command[0] == b'o' { &other } else { &guard };
@@ -174,7 +182,9 @@ impl Actor {
             Tell::Wait => (b'w', 0),
             Tell::NotifyOne => (b'1', 0),
             Tell::NotifyAll => (b'a', 0),
+            Tell::LockInRing => (b'q', 0),
             Tell::Unlock => (b'u', 0),
+            Tell::UnlockOther => (b'p', 0),
             Tell::Reuse(count) => (b'r', count),
             Tell::Visit => (b'v', 0),
         };
@@ -214,6 +224,15 @@ impl Drop for Actor {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Says which row stands in the queue, and then waits.
+fn lock_in_ring<'m>(lock: &'m Mutex<u64>, stream: &mut UnixStream) -> MutexGuard<'m, u64> {
+    let queued = |me: Option<Participant>| {
+        let rows = me.iter().map(|me| me.row()).collect();
+        Answer { rows, ..Answer::default() }.send(stream);
+    };
+    waits::lock_in_ring(lock, &mut IoUring::new(8).expect("a ring"), queued)
 }
 
 /// Which of `actors` have answered, as soon as one has or `timeout` is over.

@@ -52,7 +52,7 @@ impl Row {
     }
 }
 
-/// The words of a condition variable.
+/// The words of a condition variable, or of a lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Words {
     pub(crate) owner: u64,
@@ -71,8 +71,8 @@ pub(crate) struct Raw {
     pub(crate) tail: u32,
     pub(crate) head: u32,
     pub(crate) guard: u32,
-    /// Of the condition variable under test, if there is one.
-    pub(crate) condvar: Words,
+    /// Of the condition variable under test, or of the second lock.
+    pub(crate) other: Words,
     /// From row 1 on.
     pub(crate) rows: Vec<Row>,
 }
@@ -130,8 +130,8 @@ pub(crate) struct Peek {
     file: Option<File>,
     value: u64,
     life: u64,
-    /// Where the condition variable under test is.
-    condvar: Option<u64>,
+    /// Where the condition variable under test is, or the second lock.
+    other: Option<u64>,
 }
 
 impl Peek {
@@ -139,7 +139,7 @@ impl Peek {
     pub(crate) fn at(path: &Path, capacity: u64) -> Self {
         let value = ROWS + (capacity + 1) * ROW;
         let life = (value + 8 * LOCK).next_multiple_of(PAGE);
-        Self { path: path.to_path_buf(), file: None, value, life, condvar: None }
+        Self { path: path.to_path_buf(), file: None, value, life, other: None }
     }
 
     /// Of the segment at `path`, which is there to stay.
@@ -148,9 +148,9 @@ impl Peek {
         Self { file: Some(file), ..Self::at(path, capacity) }
     }
 
-    /// Also of the condition variable at `offset`.
-    pub(crate) fn with_condvar(self, offset: u64) -> Self {
-        Self { condvar: Some(offset), ..self }
+    /// Also of the condition variable, or lock, at `offset`.
+    pub(crate) fn with_other(self, offset: u64) -> Self {
+        Self { other: Some(offset), ..self }
     }
 
     /// Where the first lock is.
@@ -224,7 +224,7 @@ impl Peek {
             tail,
             head,
             guard,
-            condvar: self.condvar.map_or(Words::default(), words),
+            other: self.other.map_or(Words::default(), words),
             header: header.chunks(8).map(|word| u64_at(word, 0)).collect(),
         }
     }
@@ -299,10 +299,10 @@ pub(crate) fn image(peek: &Peek, raw: &Raw, before: &Raw, robust: Robust, base: 
         raw.head.into(),
         guard(raw.guard),
         // That all are notified is no id, and no row has that number.
-        id(raw.condvar.owner),
-        raw.condvar.tail.into(),
-        raw.condvar.head.into(),
-        guard(raw.condvar.guard),
+        id(raw.other.owner),
+        raw.other.tail.into(),
+        raw.other.head.into(),
+        guard(raw.other.guard),
         robust.linked.into(),
         pending,
     ];

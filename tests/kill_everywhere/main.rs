@@ -39,6 +39,8 @@ mod trace;
 #[cfg(target_arch = "x86_64")]
 mod victim;
 #[cfg(target_arch = "x86_64")]
+mod waits;
+#[cfg(target_arch = "x86_64")]
 mod world;
 
 #[cfg(not(target_arch = "x86_64"))]

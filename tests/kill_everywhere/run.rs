@@ -4,6 +4,7 @@ use crate::condvar::Condvars;
 use crate::image::Image;
 use crate::scenario::{Op, SCENARIOS, Scenario, Wake, When, Who};
 use crate::trace::{Fail, How, Point, Res, Trace, Traced, wrong};
+use crate::waits;
 use crate::world::{Seen, World};
 use heirlock::Policy;
 use std::collections::{BTreeMap, BTreeSet};
@@ -167,6 +168,17 @@ pub(crate) struct Run {
     settled: BTreeSet<Image>,
 }
 
+/// What is done without a thread that sleeps, or with several locks, where that can be.
+fn waits() -> &'static [Scenario] {
+    match heirlock::uring::refused() {
+        None => waits::SCENARIOS,
+        Some(error) => {
+            println!("skipped: what waits in a ring: {error}");
+            &[]
+        }
+    }
+}
+
 /// How much is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effort {
@@ -221,8 +233,23 @@ impl Recorded<'_> {
             self.trace.truncate(first);
             self.images.truncate(first);
         }
+        // A long list of words is cleared by one instruction, in the victim's own memory.
+        let repeats = matches!(self.scenario.op, Op::Waits(_))
+            && self.trace.points().last() == Some(&victim.point);
+        let image = match self.images.last() {
+            Some(last) if repeats => last.clone(),
+            _ => world.image(self.scenario.op, victim.pid),
+        };
         self.trace.push(victim.point);
-        self.images.push(world.image(self.scenario.op, victim.pid));
+        self.images.push(image);
+    }
+
+    /// Whether to kill at a point if only that is wanted what makes a difference.
+    fn matters(&self, at: usize) -> bool {
+        at == 0
+            || at == self.trace.last()
+            || self.images[at] != self.images[at - 1]
+            || self.trace.points()[at].has_other_effects()
     }
 
     fn interjection(&self) -> Option<(usize, &'static [crate::scenario::Do])> {
@@ -253,7 +280,8 @@ impl Run {
         );
         let mut total = Tally::default();
         let start = Instant::now();
-        for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(filter)) {
+        let all = SCENARIOS.iter().chain(waits());
+        for scenario in all.filter(|scenario| scenario.name.contains(filter)) {
             let start = Instant::now();
             let tally = self.scenario(scenario);
             println!("{}", tally.row(scenario.name, start.elapsed()));
@@ -334,7 +362,9 @@ impl Run {
         let lefts = self.first_kills(&recorded, &mut tally);
         // Recovering does not depend on the policy, but for words that the first kills
         // have changed.
-        let recovers_alike = scenario.policy == Policy::Throughput && self.effort == Effort::Usual;
+        // Nor does it on what those did who are dead.
+        let known = scenario.policy == Policy::Throughput || matches!(scenario.op, Op::Waits(_));
+        let recovers_alike = known && self.effort == Effort::Usual;
         if self.effort == Effort::First || recovers_alike {
             tally.images = lefts.len();
             return tally;
@@ -373,6 +403,9 @@ impl Run {
         for at in 0..=recorded.trace.last() {
             if self.broken && self.world.slow >= ENOUGH_SLOW {
                 break;
+            }
+            if recorded.scenario.sparse && self.effort != Effort::Long && !recorded.matters(at) {
+                continue;
             }
             let run = |world: &mut World, how| first_kill(world, recorded, at, how);
             let done = self.bring(tally, run);
@@ -545,7 +578,9 @@ fn record<'a>(world: &mut World, scenario: &'a Scenario) -> Res<Recorded<'a>> {
     world.act(scenario.after)?;
     walk(world, &mut recorded, &mut victim, None)?;
     let seen = world.look(scenario.op, victim.pid)?;
-    if !scenario.op.aside() && !seen.victim_owns {
+    // Nor does it wait any more.
+    let over = !seen.victim_owns && !matches!(scenario.op, Op::Waits(_));
+    if !scenario.op.aside() && over {
         // The others need no death to get on.
         world.drain(scenario, seen.expect)?;
         victim.kill();

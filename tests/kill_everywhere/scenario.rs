@@ -16,6 +16,8 @@ pub(crate) enum Who {
     /// Die in the course of the scenario: an owner and a waiter.
     D,
     M,
+    /// Waits in a ring.
+    A,
 }
 
 /// What one of the others does.
@@ -27,12 +29,19 @@ pub(crate) enum Do {
     Queue(Who),
     /// The owner takes the second lock as well.
     LockOther(Who),
-    /// The same as `Queue`, at the second lock, behind the owner of both.
+    /// The same as `Queue`, at the second lock.
     QueueOther(Who),
+    /// The same as `Queue`, and falls asleep in a ring.
+    QueueInRing(Who),
+    /// Gives back all that it has.
     Unlock(Who),
+    /// Gives back the second lock.
+    UnlockOther(Who),
     /// Has been served.
     Got(Who),
     Die(Who),
+    /// The token of the segment is cancelled.
+    Cancel,
     /// Is stopped, until the survivors' turn comes.
     Stop(Who),
     /// Goes on.
@@ -71,6 +80,9 @@ pub(crate) enum Op {
     /// Of a lock that it took before the start marker.
     Unlock,
     Attach,
+    /// What is done without a thread that sleeps, and with several locks at once; see
+    /// `waits.rs`.
+    Waits(Waits),
     // From here on in a segment of its own.
     OpenOrCreate,
     Open,
@@ -90,6 +102,29 @@ impl Op {
             Self::OpenOrCreate | Self::Open | Self::Join | Self::OpenAndJoin | Self::Close
         )
     }
+}
+
+/// An operation of a victim that waits in a ring, or for several locks at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// Takes a place in the queue, or the lock.
+    Start,
+    /// The same, and joins the segment for it.
+    StartAndJoin,
+    /// From the first to the last, asleep in a ring in between.
+    Ring,
+    /// Of an acquisition that was started before: looks, as for a completion.
+    Complete,
+    /// Looks as the time is over.
+    CompleteLate,
+    Cancel,
+    Drop,
+    /// Drops the guard.
+    Release,
+    /// Waits for the first two locks.
+    Any,
+    /// The same, unless the token is cancelled.
+    AnyCancellable,
 }
 
 /// What is at the path of the victim's own segment.
@@ -133,6 +168,8 @@ pub(crate) struct Scenario {
     pub(crate) owns: (bool, bool),
     /// How often that changes.
     pub(crate) changes: usize,
+    /// Whether it is only killed wherever it changes something.
+    pub(crate) sparse: bool,
     /// The least number of kill points.
     pub(crate) floor: usize,
 }
@@ -141,8 +178,15 @@ impl Scenario {
     /// Whether the victim would look by itself after some milliseconds of a sleep
     /// that others are to end: that has to be put off.
     pub(crate) fn sleeps_on(&self, leg: Leg) -> bool {
-        let looks = self.op == Op::Interruptible || self.policy == Policy::Throughput;
+        // What has been queued for longer when it falls asleep looks sooner, too.
+        let looks = matches!(self.op, Op::Interruptible | Op::Waits(_))
+            || self.policy == Policy::Throughput;
         looks && matches!(leg.wake, Wake::By(_))
+    }
+
+    /// Whether it is about the second lock as well.
+    pub(crate) fn has_two_locks(&self) -> bool {
+        matches!(self.op, Op::Waits(Waits::Any | Waits::AnyCancellable))
     }
 }
 
@@ -159,6 +203,7 @@ pub(crate) const BASE: Scenario = Scenario {
     early: false,
     owns: (false, true),
     changes: 1,
+    sparse: false,
     floor: 1,
 };
 

@@ -184,6 +184,7 @@ impl Run {
         // The tests of the newcomer are the same for a victim that lives.
         let indifferent = SCENARIOS
             .iter()
+            .chain(super::waits())
             .filter(|scenario| scenario.interject.is_none() && !scenario.tries)
             .map(|scenario| (What::Nothing, scenario));
         let sensitive = SENSITIVE.iter().map(|(what, scenario)| (*what, scenario));
@@ -250,7 +251,7 @@ impl Run {
     /// Joining, leaving, creating and opening are long, and do not wait: a
     /// signal between two system calls is worth the time in long runs alone.
     fn each_instruction(&self, scenario: &Scenario) -> bool {
-        let long = scenario.op.aside() || scenario.op == Op::Attach;
+        let long = scenario.op.aside() || scenario.op == Op::Attach || scenario.sparse;
         !long || self.effort == Effort::Long
     }
 
@@ -368,6 +369,10 @@ fn signalled(
     let seen = world.look(scenario.op, victim.pid)?;
     let tidy = world.only_waiters_queue();
     to_marker(&mut victim)?;
+    if scenario.has_two_locks() {
+        // It may have released the second one.
+        world.look(scenario.op, victim.pid)?;
+    }
     world.check_woken()?;
     victim.kill();
     if scenario.op.aside() {

@@ -1,6 +1,7 @@
 //! A process under `ptrace`: one instruction, one system call, one breakpoint
 //! at a time; and the record of what an operation consists of.
 #![allow(unsafe_code)]
+#![allow(clippy::disallowed_types, reason = "a note of the victim's own")]
 
 use nix::errno::Errno;
 use nix::libc::user_regs_struct;
@@ -12,6 +13,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// Why a run did not come to its end.
@@ -65,7 +67,8 @@ impl Point {
         match self {
             Self::At(_) => false,
             Self::Entry(number) | Self::Asleep(number) | Self::Exit(number, _) => {
-                matches!(number, FUTEX | FUTEX_WAITV | FCNTL) || others.contains(&(number as i64))
+                matches!(number, FUTEX | FUTEX_WAITV | FCNTL | RING)
+                    || others.contains(&(number as i64))
             }
         }
     }
@@ -243,11 +246,12 @@ pub(crate) fn process_state(pid: Pid) -> u8 {
     stat.get(name_end + 2).copied().unwrap_or(b'?')
 }
 
-/// Whether a process sleeps in `futex_waitv`; not if it has been woken and does
-/// not run yet.
+/// Whether a process sleeps in `futex_waitv`, or in a ring; not if it has been woken
+/// and does not run yet.
 pub(crate) fn sleeps_in_futex(pid: Pid) -> bool {
     let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
-    call.split(' ').next() == Some(FUTEX_WAITV.to_string().as_str())
+    let number = call.split(' ').next().and_then(|number| number.parse().ok());
+    matches!(number, Some(FUTEX_WAITV | RING))
 }
 
 /// A traced process; killed and reaped when dropped.
@@ -262,6 +266,9 @@ pub(crate) struct Traced {
 /// clock.
 const LOST: u32 = 3;
 
+/// Where in a victim's memory is until when it waits in a ring: a `timespec`.
+pub(crate) static UNTIL: AtomicU64 = AtomicU64::new(0);
+
 /// What is sent to a victim that shall not die of it.
 pub(crate) const SIGNAL: Signal = Signal::SIGUSR1;
 
@@ -269,6 +276,7 @@ const FUTEX: u64 = nix::libc::SYS_futex as u64;
 const FUTEX_WAITV: u64 = nix::libc::SYS_futex_waitv as u64;
 const SIGRETURN: u64 = nix::libc::SYS_rt_sigreturn as u64;
 const FCNTL: u64 = nix::libc::SYS_fcntl as u64;
+const RING: u64 = nix::libc::SYS_io_uring_enter as u64;
 
 impl Traced {
     /// Forks a process that does `body`, and lets it run to its start marker.
@@ -343,6 +351,8 @@ impl Traced {
             FUTEX_WAITV => true,
             FUTEX => matches!(op & 0x7f, 0 | 9),
             FCNTL => op == nix::libc::F_OFD_SETLKW as u64,
+            // How many completions it waits for.
+            RING => self.regs.rdx > 0,
             _ => false,
         }
     }
@@ -456,22 +466,26 @@ impl Traced {
         Ok(())
     }
 
-    /// Whether it is about to sleep in a futex call.
+    /// Whether it is about to sleep in a futex call, or in a ring.
     pub(crate) fn about_to_wait(&self) -> bool {
         match self.point {
-            Point::Entry(number @ (FUTEX | FUTEX_WAITV)) => self.may_sleep(number),
+            Point::Entry(number @ (FUTEX | FUTEX_WAITV | RING)) => self.may_sleep(number),
             _ => false,
         }
     }
 
     /// At the entry of a futex call: has its deadline lie in the past.
     pub(crate) fn expire(&self) -> Res<()> {
+        assert_ne!(self.point, Point::Entry(RING), "a ring has its deadlines elsewhere");
         self.set_deadline(0, 1)
     }
 
-    /// At the entry of a futex call: has its deadline lie where nobody lives to
-    /// see it.
+    /// At the entry of a futex call, or of a ring: has its deadline lie where nobody
+    /// lives to see it.
     pub(crate) fn postpone(&self) -> Res<()> {
+        if self.point == Point::Entry(RING) {
+            return self.write(self.peek(&UNTIL) as u64, 1 << 32);
+        }
         self.set_deadline(1 << 32, 0)
     }
 

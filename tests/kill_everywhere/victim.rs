@@ -6,6 +6,7 @@ use crate::actor::open_or_create;
 use crate::kit::Board;
 use crate::scenario::Op;
 use crate::trace::{SIGNAL, Traced, marker};
+use crate::waits;
 use heirlock::{CancelToken, Cancelled, Interrupted, MutexGuard, Segment};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 use std::hint::black_box;
@@ -122,6 +123,7 @@ pub(crate) fn play(op: Op, segment: &Segment<Board>, path: &Path) {
             marker();
             live_on(Outcome::Done, None);
         }
+        Op::Waits(op) => waits::play(op, segment),
         Op::Attach => {
             marker();
             let me = black_box(segment.attach());
@@ -174,7 +176,7 @@ pub(crate) fn play(op: Op, segment: &Segment<Board>, path: &Path) {
 }
 
 /// `without` is how it ended if there is no guard.
-fn live_on(without: Outcome, guard: Option<MutexGuard<'_, u64>>) {
+pub(crate) fn live_on(without: Outcome, guard: Option<MutexGuard<'_, u64>>) {
     let outcome = if guard.is_some() { Outcome::Locked } else { without };
     live_on_with(outcome, guard);
 }

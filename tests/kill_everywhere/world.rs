@@ -6,7 +6,7 @@ use crate::kit::{Board, HANG, TempPath, hang, until};
 use crate::scenario::{Do, Op, Place, Scenario, Who};
 use crate::trace::{Fail, Point, Res, Traced, process_state, sleeps_in_futex, wrong};
 use crate::victim::play;
-use heirlock::{Mutex, Policy, Segment, Snapshot};
+use heirlock::{LockView, Mutex, Policy, Segment, Snapshot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -54,15 +54,15 @@ pub(crate) struct World {
     holder: Option<Who>,
     /// In the order in which they came.
     waiting: Vec<Who>,
-    /// Who waits for the second lock, and how it is to get it.
-    other: Option<(Who, Got)>,
+    /// Who waits for the second lock.
+    other: Option<Who>,
     stopped: BTreeSet<Who>,
     /// The process of every participant that was seen.
     known: BTreeMap<u64, u32>,
     before: Raw,
     head: u64,
-    /// What the heir of the one who died first is to be told.
-    promised: Got,
+    /// What the heir of the one who died first is to be told, and of the second lock.
+    promised: [Got; 2],
     /// Acquisitions that needed a heartbeat.
     pub(crate) slow: usize,
     /// The last thing that the segment looked like.
@@ -77,13 +77,22 @@ impl World {
         let init = |board: &mut Board| board.locks[0] = Mutex::with_policy(0, policy);
         let segment: Segment<Board> =
             Segment::options().capacity(CAPACITY).init(init).create(&*path).expect("create");
-        let peek = Peek::open(&path, CAPACITY.into());
+        let second = segment.offset_of(&segment.locks[1]).expect("it is inside");
+        let peek = Peek::open(&path, CAPACITY.into()).with_other(second);
         assert_eq!(segment.offset_of(&segment.locks[0]), Some(peek.lock_offset()));
         let aside_peek = Peek::at(&aside, 4);
         let mut bystander = Actor::bystander(&segment, &aside);
         let mut actors = BTreeMap::new();
         for who in [Who::O, Who::W1, Who::W2, Who::W3, Who::N] {
             actors.insert(who, Actor::participant(&segment));
+        }
+        if heirlock::uring::refused().is_none() {
+            // With a row on lease.
+            let mut waiter = Actor::participant(&segment);
+            waiter.ask(Tell::LockInRing).expect("queued");
+            waiter.answer().expect("locked");
+            waiter.ask(Tell::Unlock).expect("unlocked");
+            actors.insert(Who::A, waiter);
         }
         // Rows for victims, so that those find some that had been used before.
         assert_eq!(bystander.ask(Tell::Reuse(5)).expect("new threads").rows.len(), 5);
@@ -106,7 +115,7 @@ impl World {
             known: BTreeMap::new(),
             before,
             head: robust_head(),
-            promised: Got::Lock,
+            promised: [Got::Lock; 2],
             slow: 0,
             last: String::new(),
         }
@@ -124,7 +133,8 @@ impl World {
     /// Makes everything ready for the victim of `scenario`.
     pub(crate) fn begin(&mut self, scenario: &Scenario) -> Res<()> {
         self.before = self.peek.raw();
-        self.promised = Got::Lock;
+        self.promised = [Got::Lock; 2];
+        self.segment.tokens[0].reset();
         if scenario.op.aside() {
             self.prepare_aside(scenario.place)?;
             self.before = self.aside_peek.raw();
@@ -169,11 +179,22 @@ impl World {
                 self.actor(who).take_free(Tell::LockOther)?;
             }
             Do::QueueOther(who) => {
-                let owner = self.holder.expect("the owner of both locks");
-                let dead = Got::Inherited(self.actor(owner).pid.as_raw() as u32);
                 self.actor(who).tell(Tell::LockOther)?;
                 self.until_asleep(self.actors[&who].pid, self.actors[&who].row)?;
-                self.other = Some((who, dead));
+                self.other = Some(who);
+            }
+            Do::QueueInRing(who) => {
+                let actor = self.actor(who);
+                actor.row = match actor.ask(Tell::LockInRing)?.rows[..] {
+                    [row] => row,
+                    _ => return wrong(format!("{who:?} does not queue")),
+                };
+                let (pid, row) = (actor.pid, actor.row);
+                self.until_asleep(pid, row)?;
+                self.waiting.push(who);
+            }
+            Do::UnlockOther(who) => {
+                self.actor(who).ask(Tell::UnlockOther)?;
             }
             Do::Unlock(who) => {
                 self.actor(who).ask(Tell::Unlock)?;
@@ -193,14 +214,19 @@ impl World {
             Do::Die(who) => {
                 self.know();
                 let mut actor = self.actors.remove(&who).expect("who dies is there");
+                let owned = self.peek.raw().other.owner & 0xffff == u64::from(actor.row);
                 actor.kill();
+                if owned {
+                    self.promised[1] = Got::Inherited(actor.pid.as_raw() as u32);
+                }
                 self.waiting.retain(|other| *other != who);
                 if self.holder == Some(who) {
                     self.holder = None;
-                    self.promised = Got::Inherited(actor.pid.as_raw() as u32);
+                    self.promised[0] = Got::Inherited(actor.pid.as_raw() as u32);
                 }
                 self.stopped.remove(&who);
             }
+            Do::Cancel => self.segment.tokens[0].canceller().cancel(),
             Do::Stop(who) => {
                 let pid = self.actor(who).pid;
                 kill(pid, Signal::SIGSTOP).expect("stop");
@@ -241,7 +267,7 @@ impl World {
             .waiting
             .iter()
             .filter(|who| self.traced != Some(**who))
-            .chain(self.other.iter().map(|(who, _)| who))
+            .chain(&self.other)
             .map(|who| self.actors[who].pid)
             .collect();
         // Somebody may have woken somebody who was looked at before.
@@ -295,11 +321,12 @@ impl World {
             return Ok(Seen { image, victim_owns: false, expect: Got::Lock });
         }
         let offset = self.peek.lock_offset();
+        let other = self.segment.offset_of(&self.segment.locks[1]).expect("it is inside");
         // A waiter that looks by itself every now and then may do so between two
         // looks of the harness.
         let (raw, snapshot) = loop {
             let raw = self.peek.raw();
-            let snapshot = Snapshot::of(self.segment.as_fd(), &[offset])
+            let snapshot = Snapshot::of(self.segment.as_fd(), &[offset, other])
                 .or_else(|error| wrong(format!("no snapshot: {error}")))?;
             if self.policy == Policy::Fifo || self.peek.raw() == raw {
                 break (raw, snapshot);
@@ -312,8 +339,10 @@ impl World {
         for view in &snapshot.participants {
             self.known.insert(view.participant.to_bits(), view.pid);
         }
-        let Some(lock) = snapshot.lock(offset) else { return wrong("a snapshot without the lock") };
-        if let Some(broken) = lock.broken {
+        let (Some(lock), Some(other)) = (snapshot.lock(offset), snapshot.lock(other)) else {
+            return wrong("a snapshot without the locks");
+        };
+        if let Some(broken) = lock.broken.or(other.broken) {
             return wrong(format!("the queue {broken}"));
         }
         let queue: Vec<u32> = lock.queue.iter().map(|member| member.row()).collect();
@@ -321,9 +350,15 @@ impl World {
             return wrong(format!("queue {queue:?}, by another look {:?}", raw.queue()));
         }
         self.check_queue(&queue, &raw)?;
-        let Some(owner) = lock.owner else {
-            return Ok(Seen { image, victim_owns: false, expect: Got::Lock });
-        };
+        let (expect, owner) = self.owed(lock, self.promised[0], victim)?;
+        self.promised = [expect, self.owed(other, self.promised[1], victim)?.0];
+        Ok(Seen { image, victim_owns: owner == Some(victim.as_raw() as u32), expect })
+    }
+
+    /// What the next owner of a lock is to be told, when `victim` is dead, and the process
+    /// of its owner. `promised` is what it was to be told before.
+    fn owed(&self, lock: &LockView, promised: Got, victim: Pid) -> Res<(Got, Option<u32>)> {
+        let Some(owner) = lock.owner else { return Ok((Got::Lock, None)) };
         let Some(pid) = self.known.get(&owner.to_bits()).copied() else {
             return wrong(format!("the owner {owner} is nobody"));
         };
@@ -332,12 +367,11 @@ impl World {
                 second.pid != victim && second.pid.as_raw() as u32 == pid
             });
         let expect = match (survives, lock.inherited) {
-            (true, true) => self.promised,
+            (true, true) => promised,
             (true, false) => Got::Lock,
             (false, _) => Got::Inherited(pid),
         };
-        self.promised = expect;
-        Ok(Seen { image, victim_owns: pid == victim.as_raw() as u32, expect })
+        Ok((expect, Some(pid)))
     }
 
     /// Whoever waits is in the queue, or owns the lock, in the order in which
@@ -444,7 +478,10 @@ impl World {
         for who in std::mem::take(&mut self.stopped) {
             kill(self.actors[&who].pid, Signal::SIGCONT).expect("continue");
         }
-        self.drain_other()?;
+        // Before the newcomer, who would tell others of a dead owner of both.
+        if self.holder.is_none() {
+            self.drain_other()?;
+        }
         if self.policy == Policy::Throughput {
             // Lest the newcomer get past them.
             thread::sleep(TOO_LONG);
@@ -455,6 +492,7 @@ impl World {
             self.actor(holder).ask(Tell::Unlock)?;
             self.check_woken()?;
         }
+        self.drain_other()?;
         let mut expect = expect;
         while let Some(next) = self.waiting.first().copied() {
             let start = Instant::now();
@@ -485,12 +523,18 @@ impl World {
             self.actor(next).ask(Tell::Unlock)?;
             self.check_woken()?;
         }
+        if scenario.has_two_locks() {
+            self.actor(Who::N).tell(Tell::LockOther)?;
+            self.other = Some(Who::N);
+            self.drain_other()?;
+        }
         Ok(())
     }
 
-    /// Who waits for the second lock of a dead owner gets it.
+    /// Who waits for the second lock gets it.
     fn drain_other(&mut self) -> Res<()> {
-        let Some((who, expect)) = self.other.take() else { return Ok(()) };
+        let Some(who) = self.other.take() else { return Ok(()) };
+        let expect = std::mem::replace(&mut self.promised[1], Got::Lock);
         let start = Instant::now();
         if who_answered(&[&self.actors[&who]], hang()).is_empty() {
             return wrong(format!("{who:?} waits for the second lock, and does not get it"));

@@ -104,7 +104,7 @@ impl Ground {
         let segment: Segment<Board> =
             Segment::options().capacity(CAPACITY).create(&*path).expect("create");
         let condvar = segment.offset_of(&segment.condvars[0]).expect("its condition variable");
-        let peek = Peek::open(&path, CAPACITY.into()).with_condvar(condvar);
+        let peek = Peek::open(&path, CAPACITY.into()).with_other(condvar);
         let mut bystander = Actor::bystander(&segment, &path);
         let mut actors = BTreeMap::new();
         for who in [Who::O, Who::Q, Who::W1, Who::W2, Who::W3, Who::N] {
@@ -141,7 +141,7 @@ impl Ground {
             (1u32..).zip(&raw.rows).filter(|(_, row)| row.lock != 0 || row.condvar != 0).collect();
         format!(
             "{segment}  {:x?}, busy rows {rows:x?}\n  waits {:?}, for the lock {:?}, holder {:?}",
-            raw.condvar, self.line, self.turn, self.holder
+            raw.other, self.line, self.turn, self.holder
         )
     }
 
@@ -170,7 +170,7 @@ impl Ground {
     pub(super) fn is_tidy(&self) -> bool {
         let raw = self.peek.raw();
         let line: Vec<u32> = self.pending_in(&self.line).map(|who| self.actors[&who].row).collect();
-        raw.queue_up_to(raw.condvar.tail) == Some(line)
+        raw.queue_up_to(raw.other.tail) == Some(line)
     }
 
     /// Whether the victim was notified.
@@ -351,10 +351,8 @@ impl Ground {
         Ok(Seen {
             image,
             victim_owns: pid == Some(victim),
-            victim_edits: own != 0 && raw.condvar.guard & 0xffff == own,
-            victim_waits: raw
-                .queue_up_to(raw.condvar.tail)
-                .is_some_and(|queue| queue.contains(&own)),
+            victim_edits: own != 0 && raw.other.guard & 0xffff == own,
+            victim_waits: raw.queue_up_to(raw.other.tail).is_some_and(|queue| queue.contains(&own)),
             expect: pid.filter(|pid| !survives(*pid)).map_or(Got::Lock, Got::Inherited),
         })
     }
@@ -495,10 +493,10 @@ impl Ground {
             return wrong(format!("the lock is not at rest: {raw:x?}"));
         }
         // That a waiter that is dead was the last to be notified does no harm.
-        let dead = raw.condvar.owner;
+        let dead = raw.other.owner;
         let dead = raw.row((dead & 0xffff) as u32).is_some_and(|row| row.generation != dead >> 20);
-        if raw.condvar.owner != 0 && !dead || (raw.condvar.tail, raw.condvar.guard) != (0, 0) {
-            return wrong(format!("the condition variable is not at rest: {:x?}", raw.condvar));
+        if raw.other.owner != 0 && !dead || (raw.other.tail, raw.other.guard) != (0, 0) {
+            return wrong(format!("the condition variable is not at rest: {:x?}", raw.other));
         }
         let busy = |row: &crate::image::Row| (row.lock, row.condvar, row.stage) != (0, 0, 0);
         let busy = (1..).zip(&raw.rows).find(|(_, row)| busy(row));
