@@ -90,7 +90,13 @@ pub fn backend() -> Backend {
 ///
 /// # Examples
 ///
-/// See the [module](self).
+/// ```
+/// use heirlock::Mutex;
+/// static TOTAL: Mutex<u64> = Mutex::new(0);
+/// let mut guard = pollster::block_on(TOTAL.lock_async());
+/// std::thread::spawn(move || *guard += 1).join().unwrap();
+/// assert_eq!(*TOTAL.lock(), 1);
+/// ```
 #[must_use = "a guard that is dropped at once releases the lock at once"]
 pub struct AsyncMutexGuard<'m, T: ?Sized>(MutexGuard<'m, T>);
 

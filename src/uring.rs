@@ -156,6 +156,14 @@ pub enum Progress<'m, T: ?Sized> {
 ///
 /// It stays on the thread that started it, and so does the guard.
 ///
+/// ```compile_fail
+/// let mutex = heirlock::Mutex::new(());
+/// let (acquire, _) = mutex.start(1).unwrap();
+/// std::thread::scope(|scope| {
+///     scope.spawn(move || drop(acquire)); // error: cannot be sent
+/// });
+/// ```
+///
 /// # Examples
 ///
 /// See the [module](self).
