@@ -280,6 +280,8 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
     /// Goes on with what completes one of its requests: that with its `user_data`, or the
     /// same and [`TIMEOUT`]. It is to be passed both, in whatever order they come.
     ///
+    /// What is somebody else's it does not look at: [`Progress::Pending`].
+    ///
     /// When it has said anything else than [`Progress::Again`] or [`Progress::Pending`] it is
     /// over. A timeout may be completed later still, which can be passed or not.
     ///
@@ -293,7 +295,7 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
     ///
     /// See the [module](self).
     pub fn complete(&mut self, done: &cqueue::Entry) -> Result<Progress<'m, T>, Unusable> {
-        if self.request.is_none() {
+        if self.request.is_none() || user_data(done) != self.user_data {
             return Ok(Progress::Pending);
         }
         if done.user_data() & TIMEOUT != 0 {

@@ -24,7 +24,7 @@ mod puppet;
 pub(crate) mod sandbox;
 
 #[allow(unused_imports, reason = "each test binary uses its part")]
-pub(crate) use puppet::{Board, Got, Puppet, Stage, board, board_of, board_with};
+pub(crate) use puppet::{Board, Got, Puppet, Stage, board, board_of, board_with, told};
 
 /// How long anything may take that ought to take no time.
 pub(crate) const HANG: Duration = Duration::from_secs(30);

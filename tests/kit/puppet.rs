@@ -5,7 +5,8 @@ use super::sandbox::Refusal;
 use super::{Process, TempPath, in_new_pid_namespace, until};
 use heirlock::thread::{ParkError, Thread, park_with};
 use heirlock::{
-    CancelToken, Condvar, LockError, LockOptions, Mutex, MutexGuard, Participant, Policy, Segment,
+    CancelToken, Condvar, DeadOwner, LockError, LockOptions, Mutex, MutexGuard, Participant,
+    Policy, Segment,
 };
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::cell::Cell;
@@ -549,11 +550,16 @@ fn why(error: &LockError) -> String {
 fn describe(guard: Option<&MutexGuard<'static, u64>>) -> String {
     match guard {
         None => "nothing".into(),
-        Some(guard) => match MutexGuard::inherited(guard) {
-            None => "locked".into(),
-            Some(dead) => {
-                format!("inherited {} {} {}", dead.pid(), dead.tid(), dead.pid_namespace())
-            }
-        },
+        Some(guard) => told(MutexGuard::inherited(guard)),
+    }
+}
+
+/// How a lock was got, for [`Puppet::got`].
+pub(crate) fn told(inherited: Option<DeadOwner>) -> String {
+    match inherited {
+        None => "locked".into(),
+        Some(dead) => {
+            format!("inherited {} {} {}", dead.pid(), dead.tid(), dead.pid_namespace())
+        }
     }
 }
