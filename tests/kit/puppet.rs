@@ -234,6 +234,14 @@ impl Puppet {
         self.process.pid().as_raw() as u32
     }
 
+    pub(crate) fn stop(&self) {
+        self.process.stop();
+    }
+
+    pub(crate) fn resume(&self) {
+        self.process.resume();
+    }
+
     pub(crate) fn kill(mut self) {
         self.process.kill();
     }

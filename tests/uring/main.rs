@@ -8,6 +8,8 @@ mod acquire;
 #[cfg(feature = "io-uring")]
 mod actor;
 #[cfg(feature = "io-uring")]
+mod deaths;
+#[cfg(feature = "io-uring")]
 mod drops;
 #[cfg(feature = "io-uring")]
 mod rings;
@@ -19,6 +21,8 @@ fn main() {
             acquire::TESTS,
             #[cfg(feature = "io-uring")]
             drops::TESTS,
+            #[cfg(feature = "io-uring")]
+            deaths::TESTS,
         ],
         &[
             #[cfg(feature = "io-uring")]
