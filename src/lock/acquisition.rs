@@ -171,7 +171,7 @@ impl<'m> Acquisition<'m> {
             match came {
                 Ok(true) if keep && kept.is_none() => kept = Some(Acquired { which, lease }),
                 Ok(true) => {
-                    if raw.unlock(&lease, false).is_err() {
+                    if active(Fault::KeepSecond) || raw.unlock(&lease, false).is_err() {
                         lease.mark_broken();
                     }
                 }
@@ -262,7 +262,7 @@ impl Wait<'_> {
             ended => ended.is_ok(),
         };
         self.raw.end(&self.lease, came);
-        if entrusted {
+        if entrusted && !active(Fault::NoStir) {
             futex::wake_all(&row.state);
         }
         Ok(came)

@@ -90,6 +90,10 @@ pub(crate) enum Fault {
     UnparkOfRow,
     /// What a process holds is inherited when its keeper has died.
     LivesByItsKeeper,
+    /// Who waits for any of several locks keeps all that it is given.
+    KeepSecond,
+    /// Who leaves a queue does not end the request that waits there on its behalf.
+    NoStir,
 }
 
 #[cfg(all(heirlock_faults, not(heirlock_loom)))]
@@ -138,6 +142,8 @@ mod chosen {
         ("no_unpark_wake", Fault::NoUnparkWake),
         ("unpark_of_row", Fault::UnparkOfRow),
         ("lives_by_its_keeper", Fault::LivesByItsKeeper),
+        ("keep_second", Fault::KeepSecond),
+        ("no_stir", Fault::NoStir),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

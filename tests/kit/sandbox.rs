@@ -37,6 +37,10 @@ impl Refusal {
     /// `io_uring_setup`.
     pub(crate) const IO_URING: Self = Self { call: libc::SYS_io_uring_setup, error: libc::EPERM };
 
+    /// `io_uring_setup`, as a kernel that does not know it refuses it.
+    pub(crate) const IO_URING_UNKNOWN: Self =
+        Self { call: libc::SYS_io_uring_setup, error: libc::ENOSYS };
+
     /// `prctl`, as a kernel that does not know what is asked for refuses it.
     pub(crate) const PRCTL: Self = Self { call: libc::SYS_prctl, error: libc::EINVAL };
 
