@@ -5,7 +5,7 @@
 //!   (`ci/broken-locks` builds them) one death in just the place where it shows.
 //! * `condition`: the same for the condition variable.
 //! * `storm`: thousands of deaths anywhere; `ring`: the same around condition
-//!   variables.
+//!   variables; `waits`: the same among those who wait without a thread that sleeps.
 //!
 //! `HEIRLOCK_LONG=1` kills ten times as many, `HEIRLOCK_KILLS` as many as it
 //! says; `HEIRLOCK_HANG_SECONDS` is how long nothing may happen.
@@ -21,6 +21,8 @@ mod scene;
 mod stepped;
 mod storm;
 mod unfenced;
+#[cfg(feature = "io-uring")]
+mod waits;
 mod worker;
 
 use kit::{hang, number_from_env};
@@ -41,6 +43,8 @@ fn main() {
             unfenced::TESTS,
             storm::TESTS,
             ring::TESTS,
+            #[cfg(feature = "io-uring")]
+            waits::TESTS,
         ],
         &[
             ("worker", worker::play),
@@ -48,6 +52,8 @@ fn main() {
             ("stepper", stepped::play),
             ("newcomer", stepped::attach),
             ("ringer", ring::play),
+            #[cfg(feature = "io-uring")]
+            ("swimmer", waits::play),
             ("notifier", condition::notify),
             ("waiter", condition::wait),
             ("hog", directed::hog),
