@@ -47,9 +47,18 @@ impl Refusal {
     /// `membarrier`.
     pub(crate) const MEMBARRIER: Self = Self { call: libc::SYS_membarrier, error: libc::EPERM };
 
-    /// Has the process that `command` starts be in this sandbox.
+    /// What the kernel says to the call.
+    pub(crate) const fn error(&self) -> i32 {
+        self.error
+    }
+
+    /// Has the process that `command` starts be in this sandbox, too.
     pub(crate) fn impose(&self, command: &mut Command) {
-        command.env(VARIABLE, format!("{} {}", self.call, self.error));
+        let before = command.get_envs().find(|(name, _)| *name == VARIABLE);
+        let before =
+            before.and_then(|(_, value)| value?.to_str().map(|others| format!("{others},")));
+        let all = format!("{}{} {}", before.unwrap_or_default(), self.call, self.error);
+        command.env(VARIABLE, all);
     }
 
     /// Skips the test if such sandboxes cannot be had here.
@@ -99,15 +108,17 @@ impl Refusal {
 
 /// Enters the sandbox that the environment tells of, if any.
 pub(super) fn enter() {
-    let Ok(refusal) = std::env::var(VARIABLE) else { return };
-    let (call, error) = refusal.split_once(' ').expect("a call and an error");
-    let refusal = Refusal {
-        call: call.parse().expect("a system call"),
-        error: error.parse().expect("an error"),
-    };
-    if let Err(error) = refusal.install() {
-        eprintln!("cannot install a seccomp filter: {error}");
-        std::process::exit(NO_SANDBOX);
+    let Ok(refusals) = std::env::var(VARIABLE) else { return };
+    for refusal in refusals.split(',') {
+        let (call, error) = refusal.split_once(' ').expect("a call and an error");
+        let refusal = Refusal {
+            call: call.parse().expect("a system call"),
+            error: error.parse().expect("an error"),
+        };
+        if let Err(error) = refusal.install() {
+            eprintln!("cannot install a seccomp filter: {error}");
+            std::process::exit(NO_SANDBOX);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::kit::{Board, Got, Process, Puppet, Role, fork, told};
 use crate::rings::{KINDS, Kind, Loop, Over};
 use heirlock::future::{AsyncMutexGuard, LockAsync};
-use heirlock::{LockOptions, MutexGuard, Participant, Segment, select};
+use heirlock::{LockOptions, MutexGuard, Participant, Segment};
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -140,14 +140,6 @@ impl Scene {
                 assert!(held || self.async_guards.remove(&name).is_some(), "{name} is not held");
                 "ok".into()
             }
-            "drop" => {
-                let name = number(1);
-                match self.names.remove(&name) {
-                    Some(id) => drop(self.ring().take(id)),
-                    None => drop(self.futures.remove(&name).expect("it is under way")),
-                }
-                "ok".into()
-            }
             // poll LOCK NAME: a future, which waits with the process's helper.
             "poll" => {
                 let mut future = Box::pin(lock(1).lock_async());
@@ -172,35 +164,6 @@ impl Scene {
                 let answer = told(AsyncMutexGuard::inherited(&guard));
                 self.async_guards.insert(number(1), guard);
                 answer
-            }
-            // any NAME LOCK...: waits asleep.
-            "any" => {
-                let locks: Vec<_> = (2..words.len()).map(lock).collect();
-                let (which, guard) = select::lock_any(&locks);
-                let answer = told(MutexGuard::inherited(&guard));
-                self.guards.insert(number(1), guard);
-                format!("{answer} {which}")
-            }
-            // A thread that waits in a ring of its own, and ends without a drop.
-            "forget-waiter" => {
-                let lock = lock(1);
-                let waiter = thread::spawn(move || {
-                    let (acquire, _) = lock.start(1).expect("start");
-                    let row = acquire.participant().expect("it waits");
-                    std::mem::forget(acquire);
-                    row.to_bits()
-                });
-                format!("waits {}", waiter.join().expect("join"))
-            }
-            // The same for what it holds.
-            "forget-guard" => {
-                let lock = lock(1);
-                let owner = thread::spawn(move || {
-                    let (_, progress) = lock.start(1).expect("start");
-                    std::mem::forget(progress);
-                    nix::unistd::gettid().as_raw()
-                });
-                owner.join().expect("join").to_string()
             }
             "fork" => {
                 self.fork(lock(1), lock(2));
@@ -232,7 +195,7 @@ impl Scene {
             self.futures.clear();
             self.guards.clear();
             self.async_guards.clear();
-            self.ring = None;
+            self.ring.take().into_iter().for_each(Loop::abandon);
             assert_eq!((heirlock::owner(held), heirlock::queue(held)), (owner, queue));
             let mut own = Loop::new(self.kind);
             for _ in 0..10 {

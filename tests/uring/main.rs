@@ -1,4 +1,4 @@
-//! Waiting without a thread that sleeps: in rings, as futures, for any of several locks.
+//! Waiting for locks in rings, without a thread that sleeps.
 
 #[path = "../kit/mod.rs"]
 mod kit;
@@ -7,12 +7,13 @@ mod acquire;
 mod actor;
 mod deaths;
 mod drops;
+mod guards;
 mod rings;
 
 fn main() {
     kit::run(
-        &[acquire::TESTS, drops::TESTS, deaths::TESTS],
-        &[actor::ROLES].concat(),
+        &[acquire::TESTS, drops::TESTS, deaths::TESTS, guards::TESTS],
+        actor::ROLES,
         2 * kit::HANG,
     )
 }

@@ -1,5 +1,6 @@
 //! Rings of every kind, and the loop of a program that waits for locks in one.
 
+use crate::kit::until;
 use heirlock::uring::{self, AsyncAcquire, Entries, Progress};
 use heirlock::{LockOptions, Mutex, MutexGuard};
 use io_uring::types::{SubmitArgs, Timespec};
@@ -162,6 +163,13 @@ impl<'m> Loop<'m> {
         self.ring.submit().expect("submit");
     }
 
+    /// Waits until the kernel has read what was submitted, which may be a thread of its own
+    /// that does.
+    pub(crate) fn until_taken(&mut self) {
+        self.submit();
+        until("all is submitted", || self.ring.submission().is_empty());
+    }
+
     fn go_on(&mut self, id: u64, progress: Progress<'m, u64>) {
         let over = match progress {
             Progress::Again(entries) => {
@@ -252,6 +260,13 @@ impl<'m> Loop<'m> {
         let done = self.ring.completion().next().expect("there is one");
         self.in_flight -= 1;
         acquire.complete(&done).expect("complete")
+    }
+
+    /// Drops the acquisitions of a copy that a forked child has. It has no part in the ring,
+    /// whose memory the kernel has not given to it.
+    pub(crate) fn abandon(self) {
+        drop((self.under_way, self.over));
+        std::mem::forget(self.ring);
     }
 
     /// Whether something is over that nobody has asked for yet.

@@ -1,0 +1,191 @@
+//! Guards of acquisitions in a ring are guards like any others.
+
+use crate::kit::{Got, Puppet, Test, board, board_with, until};
+use crate::rings::{Loop, PLAIN, require, with_each};
+use heirlock::{Mutex, MutexGuard, Policy};
+use std::thread;
+
+pub(crate) const TESTS: &[Test] = &[
+    ("unlocked_bump_and_map_work_with_a_guard_from_a_ring", guard),
+    ("a_guard_from_a_ring_waits_for_a_condition_variable", condvar),
+    ("a_guard_from_a_ring_can_be_leaked", leak),
+    ("a_throughput_lock_serves_rings_too", throughput),
+];
+
+/// One that was waited for, in the ring.
+fn waited<'m>(ring: &mut Loop<'m>, mutex: &'m Mutex<u64>) -> MutexGuard<'m, u64> {
+    let held = mutex.lock();
+    let id = ring.start(mutex);
+    assert!(!ring.is_over(id));
+    drop(held);
+    ring.end_of(id).guard()
+}
+
+fn guard() {
+    with_each(|kind| {
+        let (path, segment) = board();
+        let lock = &segment.locks[0];
+        let mut other = Puppet::spawn(&path);
+        let mut ring = Loop::new(kind);
+        for wait in [false, true] {
+            let mut guard = if wait {
+                waited(&mut ring, lock)
+            } else {
+                let id = ring.start(lock);
+                ring.end_of(id).guard()
+            };
+            let owner = heirlock::owner(lock);
+            assert_eq!(other.try_lock(0), Got::Nothing);
+            MutexGuard::unlocked(&mut guard, || {
+                assert_eq!(other.lock(0), Got::Lock);
+                other.unlock(0);
+            });
+            *guard += 1;
+            assert_eq!(heirlock::owner(lock), owner, "{}: in the same row", kind.name);
+            // To who waits, who is behind no one.
+            MutexGuard::bump(&mut guard);
+            other.queue(&segment, 0);
+            other.start("unlock 0");
+            MutexGuard::bump(&mut guard);
+            assert_eq!(other.got(), Got::Lock, "{}", kind.name);
+            assert_eq!(other.answer(), "ok");
+            // To another acquisition of the same thread: its turn is before.
+            let next = ring.start(lock);
+            MutexGuard::unlocked(&mut guard, || {
+                *ring.end_of(next).guard() += 1;
+            });
+            let mut mapped = MutexGuard::map(guard, |value| value);
+            *mapped += 1;
+            assert_eq!(other.try_lock(0), Got::Nothing);
+            drop(mapped);
+            assert_eq!(other.try_lock(0), Got::Lock);
+            other.unlock(0);
+        }
+        ring.until_quiet();
+        assert_eq!(*lock.lock(), 6);
+    });
+}
+
+fn condvar() {
+    with_each(|kind| {
+        let (path, segment) = board();
+        let (lock, condvar) = (&segment.locks[0], &segment.condvars[0]);
+        let mut other = Puppet::spawn(&path);
+        let mut ring = Loop::new(kind);
+        for round in 0..5 {
+            let mut guard = waited(&mut ring, lock);
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    until("it waits", || {
+                        heirlock::waiters(condvar).is_some_and(|who| who.len() == 1)
+                    });
+                    // The lock is free meanwhile, and held when it is notified.
+                    assert_eq!(other.lock(0), Got::Lock);
+                    assert!(other.notify_one(0));
+                    other.unlock(0);
+                });
+                condvar.wait(&mut guard);
+            });
+            assert_eq!(*guard, round, "{}", kind.name);
+            *guard += 1;
+            assert_eq!(other.try_lock(0), Got::Nothing, "{}", kind.name);
+            // And it notifies one that waits.
+            drop(guard);
+            assert_eq!(other.lock(0), Got::Lock);
+            other.wait(&segment, 0, 0, "");
+            let id = ring.start(lock);
+            let guard = ring.end_of(id).guard();
+            assert!(condvar.notify_one());
+            drop(guard);
+            assert_eq!(other.got(), Got::Lock, "{}", kind.name);
+            other.unlock(0);
+        }
+        ring.until_quiet();
+    });
+}
+
+fn leak() {
+    with_each(|kind| {
+        let mutex: &'static Mutex<u64> = Box::leak(Box::new(Mutex::new(0)));
+        let thread = thread::spawn(move || {
+            let mut ring = Loop::new(kind);
+            let value = MutexGuard::leak(waited(&mut ring, mutex));
+            ring.until_quiet();
+            *value += 1;
+        });
+        thread.join().expect("join");
+        // Unlike a forgotten one it outlives its thread.
+        assert!(mutex.try_lock().is_none(), "{}", kind.name);
+        let mut ring = Loop::new(kind);
+        let id = ring.start(mutex);
+        ring.look();
+        assert!(!ring.is_over(id), "{}", kind.name);
+        drop(ring.take(id));
+        ring.until_quiet();
+    });
+}
+
+fn throughput() {
+    const TURNS: u64 = 200;
+    const AT_ONCE: u64 = 4;
+    require();
+    let (path, segment) = board_with(Policy::Throughput);
+    let lock = &segment.locks[0];
+    // In line: who waits in a ring is served as who sleeps.
+    with_each(|kind| {
+        let mut ring = Loop::new(kind);
+        let held = lock.lock();
+        let ids: [u64; 5] = std::array::from_fn(|_| ring.start(lock));
+        drop(held);
+        for id in ids {
+            drop(ring.end_of(id).guard());
+        }
+        ring.until_quiet();
+        assert!(!lock.is_locked() && heirlock::queue(lock) == Some(vec![]));
+    });
+    // While others take it as often as they can, and have it at least as often.
+    let over = &segment.locks[1];
+    let (came, barged) = thread::scope(|scope| {
+        let barging = [(); 2].map(|()| {
+            scope.spawn(move || {
+                let mut times = 0;
+                while *over.lock() == 0 {
+                    for _ in 0..100 {
+                        *lock.lock() += 1;
+                        times += 1;
+                    }
+                }
+                times
+            })
+        });
+        let mut ring = Loop::new(PLAIN);
+        let (mut came, mut barged) = (0, 0);
+        for _ in 0..AT_ONCE {
+            ring.start(lock);
+        }
+        while came < TURNS || barged < TURNS {
+            let mut guard = ring.next().1.guard();
+            *guard += 1;
+            came += 1;
+            barged = *guard - came;
+            drop(guard);
+            ring.start(lock);
+        }
+        *over.lock() = 1;
+        for _ in 0..AT_ONCE {
+            *ring.next().1.guard() += 1;
+        }
+        ring.until_quiet();
+        let barged = barging.map(|thread| thread.join().expect("join"));
+        (came + AT_ONCE, barged.iter().sum::<u64>())
+    });
+    eprintln!("{came} turns in a ring beside {barged} of threads");
+    assert_eq!(*lock.lock(), came + barged);
+    // Whoever dies there is inherited from by a ring.
+    let mut owner = Puppet::spawn(&path);
+    assert_eq!(owner.lock(0), Got::Lock);
+    let mut ring = Loop::new(PLAIN);
+    let id = ring.start(lock);
+    owner.kill();
+    assert!(MutexGuard::inherited(&ring.end_of(id).guard()).is_some());
+}
