@@ -7,7 +7,7 @@ use crate::lock::condvar::{Outcome, RawCondvar, Refused};
 use crate::lock::raw::{Failed, Fast, RawMutex, reclaim};
 use crate::lock::wait::{Detect, Limits};
 use crate::memory::error::Corrupted;
-use crate::participant::attach::Inheritance;
+use crate::participant::attach::{Home, Inheritance};
 use crate::participant::current::{Current, current};
 use crate::participant::lease::{Lease, give_back};
 use core::fmt;
@@ -96,16 +96,16 @@ fn drop_guard(raw: &RawMutex, me: &Current) {
     match raw.unlock_fast(me, me.is_marked()) {
         Fast::Done => {}
         // Rows on lease never release on the fast path.
-        Fast::Slow => drop_slow(raw, me),
+        Fast::Slow => drop_slow(raw, *me),
         Fast::Late => released(raw.release_slow(me)),
     }
 }
 
 #[cold]
-fn drop_slow(raw: &RawMutex, me: &Current) {
-    let result = raw.unlock_slow(me);
-    if result.is_ok() {
-        give_back(*me);
+fn drop_slow(raw: &RawMutex, me: Current) {
+    let result = raw.unlock_slow(&me);
+    if result.is_ok() && me.home() != Home::Thread {
+        give_back(me);
     }
     released(result);
 }

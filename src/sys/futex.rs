@@ -59,10 +59,9 @@ pub(crate) type Expect<'a> = (&'a AtomicU32, u32);
 pub(crate) fn wait(words: &[Expect], until: Deadline, interruptible: bool) -> Result<Woken, Errno> {
     // Relaxed: the flag only saves a system call that would fail.
     if !interruptible && NO_WAITV.load(Ordering::Relaxed) == 0 {
-        let of = |(word, value): &Expect| (ptr::from_ref(word.word()).addr(), *value);
         let done = match words.len() {
-            ..=MAX_WORDS => waitv::<MAX_WORDS>(words.iter().map(of), until),
-            _ => waitv::<WAITV_MAX>(words.iter().map(of), until),
+            ..=MAX_WORDS => waitv::<MAX_WORDS>(words.iter().map(place), until),
+            _ => wait_for_many(words, until),
         };
         match done {
             Err(Errno::NOSYS | Errno::PERM) => NO_WAITV.store(1, Ordering::Relaxed),
@@ -141,6 +140,18 @@ fn wait_apart((word, value): (usize, u32), until: Deadline) -> Result<Woken, Err
 
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+/// Where the word is, and its value.
+fn place((word, value): &Expect) -> (usize, u32) {
+    (ptr::from_ref(word.word()).addr(), *value)
+}
+
+/// Apart, for it takes three kilobytes of the stack.
+#[cold]
+#[inline(never)]
+fn wait_for_many(words: &[Expect], until: Deadline) -> Result<Woken, Errno> {
+    waitv::<WAITV_MAX>(words.iter().map(place), until)
 }
 
 /// `N` words at most.
