@@ -197,7 +197,8 @@ impl<'m> Acquisition<'m> {
         let mut words = Vec::with_capacity(2 * self.waits.len() + 1);
         words.extend(self.waits.iter().map(|wait| wait::silent(wait.lease.row(), wait.waiting)));
         words.extend(token.map(Ticket::word));
-        for wait in &self.waits {
+        let several = !active(Fault::WatchesOne);
+        for wait in self.waits.iter().filter(|wait| several || wait.which == 0) {
             if let Some(watched) = &wait.watched {
                 let life = watched.life(wait.lease.table())?;
                 // Many locks may have one owner.
@@ -264,6 +265,11 @@ impl Wait<'_> {
         self.raw.end(&self.lease, came);
         if entrusted && !active(Fault::NoStir) {
             futex::wake_all(&row.state);
+        }
+        // Behind the wake of its own request. If that was told of a death, those who watch the
+        // same dead have only this one to tell them.
+        if !active(Fault::ForgetsDeath) {
+            self.pass_on(false);
         }
         Ok(came)
     }

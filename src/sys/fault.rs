@@ -94,6 +94,10 @@ pub(crate) enum Fault {
     KeepSecond,
     /// Who leaves a queue does not end the request that waits there on its behalf.
     NoStir,
+    /// Who leaves a queue does not pass on the death of which it was told.
+    ForgetsDeath,
+    /// Who waits for several locks watches the first one's owner alone.
+    WatchesOne,
 }
 
 #[cfg(all(heirlock_faults, not(heirlock_loom)))]
@@ -144,6 +148,8 @@ mod chosen {
         ("lives_by_its_keeper", Fault::LivesByItsKeeper),
         ("keep_second", Fault::KeepSecond),
         ("no_stir", Fault::NoStir),
+        ("forgets_death", Fault::ForgetsDeath),
+        ("watches_one", Fault::WatchesOne),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

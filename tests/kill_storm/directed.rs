@@ -166,7 +166,7 @@ fn wake_in_hand() {
 }
 
 /// Lets a process run only when another has nothing to do, which always has.
-fn starve(victim: &Process, hog: &Process) {
+pub(crate) fn starve(victim: &Process, hog: &Process) {
     let allowed = sched_getaffinity(Pid::from_raw(0)).expect("the affinity");
     let cpu = (0..CpuSet::count()).rfind(|cpu| allowed.is_set(*cpu).unwrap_or(false));
     let mut one = CpuSet::new();

@@ -3,7 +3,8 @@
 //!
 //! * `directed`, `stepped`: for each way in which the lock could be broken
 //!   (`ci/broken-locks` builds them) one death in just the place where it shows.
-//! * `condition`: the same for the condition variable.
+//! * `condition`: the same for the condition variable; `rings`: for those who wait in a
+//!   ring, or for several locks.
 //! * `storm`: thousands of deaths anywhere; `ring`: the same around condition
 //!   variables; `waits`: the same among those who wait without a thread that sleeps.
 //!
@@ -17,6 +18,8 @@ mod condition;
 mod directed;
 mod ground;
 mod ring;
+#[cfg(feature = "io-uring")]
+mod rings;
 mod scene;
 mod stepped;
 mod storm;
@@ -41,6 +44,8 @@ fn main() {
             stepped::TESTS,
             condition::TESTS,
             unfenced::TESTS,
+            #[cfg(feature = "io-uring")]
+            rings::TESTS,
             storm::TESTS,
             ring::TESTS,
             #[cfg(feature = "io-uring")]
@@ -57,6 +62,8 @@ fn main() {
             ("notifier", condition::notify),
             ("waiter", condition::wait),
             ("hog", directed::hog),
+            #[cfg(feature = "io-uring")]
+            ("ringed", rings::play),
             ("releaser", unfenced::release),
             ("queuer", unfenced::queue),
         ],
