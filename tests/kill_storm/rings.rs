@@ -219,6 +219,13 @@ fn told_and_dropped() {
 /// first: it has no reason to look at the second any more. Who waits for a third one of
 /// the dead has only it.
 fn told_and_served() {
+    // On a busy machine it may get a CPU too soon, and then it has the second.
+    let served = (0..20).any(|_| is_told_and_served());
+    assert!(served, "it was never told and served at once");
+}
+
+/// Whether it was served before it looked.
+fn is_told_and_served() -> bool {
     let scene = Scene::new();
     let (mut owner, mut dead) = (scene.puppet(), scene.puppet());
     let (mut waiter, mut other) = (scene.ringed(), scene.puppet());
@@ -237,9 +244,10 @@ fn told_and_served() {
     scene.kill(dead);
     owner.unlock(0);
     hog.kill();
-    assert_eq!(waiter.answer(), "locked 0");
+    let served = waiter.answer() == "locked 0";
     let got = other.got();
     assert!(is_from(pid, &got), "{got:?}");
+    served
 }
 
 fn granted_and_dropped() {
