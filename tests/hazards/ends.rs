@@ -3,7 +3,8 @@
 
 use crate::kit::{self, Process, Role, TempPath, Test};
 use heirlock::{Mutex, MutexGuard, Segment, owner, queue};
-use std::io::Read;
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::io::{Read, Seek, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const ROLES: &[Role] = &[("writes_with_the_lock", writes_with_the_lock)];
 
 /// So many bytes that to write them takes the kernel milliseconds.
-const SIZE: usize = 4 << 20;
+const SIZE: usize = 16 << 20;
 
 /// How many processes are killed. Without a look whether all threads have ended, most heirs
 /// see somebody writing.
@@ -38,7 +39,7 @@ fn nobody_writes(how: &str) {
                 let inherited = Instant::now();
                 assert!(MutexGuard::inherited(&value).is_some(), "it was not told");
                 let first = sum(&value);
-                while inherited.elapsed() < Duration::from_millis(30) {
+                while inherited.elapsed() < Duration::from_millis(60) {
                     assert_eq!(sum(&value), first, "written after {:?}", inherited.elapsed());
                 }
                 inherited
@@ -65,10 +66,18 @@ fn sum(value: &[u8; SIZE]) -> u64 {
 fn writes_with_the_lock(args: &[String]) {
     let segment: &Segment<Shared> =
         Box::leak(Box::new(Segment::open(&args[0]).expect("the segment")));
-    let mut random = std::fs::File::open("/dev/urandom").expect("random bytes");
+    // To read from there the kernel copies all of it, and does not look whether the thread is
+    // to die before it is done.
+    let mut files = [1, 2].map(|byte| {
+        let file = memfd_create("bytes", MemfdFlags::CLOEXEC).expect("a memfd");
+        let mut file = std::fs::File::from(file);
+        file.write_all(&vec![byte; SIZE]).expect("room for the bytes");
+        file
+    });
     let mut write = move |value: &mut [u8; SIZE]| {
-        loop {
-            random.read_exact(value).expect("random bytes");
+        for file in (0..files.len()).cycle() {
+            files[file].rewind().expect("seek");
+            files[file].read_exact(value).expect("the bytes");
         }
     };
     if args[1] == "future" {
