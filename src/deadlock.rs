@@ -36,8 +36,12 @@
 //! * waits that may end by themselves: with a timeout, a
 //!   [token](crate::CancelToken), or [interruptible](crate::Mutex::lock_interruptible);
 //!   so none of these looks, either;
-//! * a thread that waits for a lock which it holds itself: that fails at once, with
-//!   [`Unusable::WouldDeadlock`](crate::Unusable::WouldDeadlock);
+//! * waits without a thread that sleeps, those of futures and in a ring, and those for
+//!   [any of several locks](crate::select::lock_any); and what the process holds, as
+//!   guards of futures do;
+//! * a thread that waits for a lock which it holds itself, or waits for in a ring: that
+//!   fails at once, with [`Unusable::WouldDeadlock`](crate::Unusable::WouldDeadlock).
+//!   (Through a second mapping of the segment it does not, and is a circle of one);
 //! * locks outside of every segment, and whatever else threads wait for: other locks,
 //!   pipes, conditions, each other's end;
 //! * owners that are stopped, or have simply kept a lock for long: they may go on;
@@ -221,7 +225,8 @@ impl From<cycle::Member> for Member {
 
 impl fmt::Display for Cycle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a deadlock of {} threads:", self.members.len())?;
+        let threads = if self.members.len() == 1 { "thread" } else { "threads" };
+        write!(f, "a deadlock of {} {threads}:", self.members.len())?;
         let next = self.members.iter().cycle().skip(1);
         for (member, next) in self.members.iter().zip(next) {
             write!(f, "\n  {member}, which thread {} of process {} holds", next.tid, next.pid)?;

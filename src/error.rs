@@ -16,7 +16,8 @@ use std::io;
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Unusable {
-    /// The thread holds the lock already: it would wait for itself for ever.
+    /// The thread holds the lock already, or has an acquisition of it under way that it does
+    /// not sleep for: it would wait for itself for ever.
     WouldDeadlock,
     /// Others wait for the condition variable to return to another mutex. All that
     /// wait for one at a time use the same mutex.
@@ -165,8 +166,8 @@ impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WouldDeadlock => f.write_str(
-                "this thread holds the lock already and would wait for itself for ever; \
-                 drop the guard that it has first",
+                "this thread holds the lock already, or waits for it in a ring, and would wait \
+                 for itself for ever; drop the guard, or the acquisition, that it has first",
             ),
             Self::OtherMutex => f.write_str(
                 "others wait for this condition variable with another mutex; \

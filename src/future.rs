@@ -69,8 +69,9 @@ pub enum Backend {
 }
 
 /// How this process waits on behalf of futures that have no other reactor: in an io_uring if
-/// the kernel, its settings and seccomp filters let it, else without. It is found out
-/// once.
+/// the kernel, its settings and seccomp filters let it, else without. (Also if it could have
+/// a ring, but had none when the first future waited, for want of descriptors or memory, or
+/// the program has closed it since.)
 ///
 /// # Examples
 ///
@@ -219,14 +220,18 @@ impl<'m> Pending<'m> {
     ) -> Poll<Result<Acquired, LockError>> {
         // The token was cancelled before there was a future.
         let Some(limits) = self.limits else { return Poll::Ready(Err(LockError::Cancelled)) };
-        if let Some(Closing(watch)) = &self.watch
-            && !watch.is_over(context.waker())
-        {
-            return Poll::Pending;
-        }
+        let returned = match &self.watch {
+            Some(Closing(watch)) if !watch.is_over(context.waker()) => return Poll::Pending,
+            watch => watch.is_some(),
+        };
         self.watch = None;
         let acquired = match &mut self.acquisition {
-            Some(under_way) => under_way.look()?,
+            Some(under_way) => {
+                if returned {
+                    under_way.returned();
+                }
+                under_way.look()?
+            }
             None => {
                 let (begun, acquired) =
                     Acquisition::begin(locks, limits, Lease::of_process, false)?;

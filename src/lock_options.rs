@@ -63,7 +63,9 @@ impl<'t> LockOptions<'t> {
     /// place of what the process wants in the segment
     /// ([`Segment::detect_deadlocks`](crate::Segment::detect_deadlocks)). A wait that
     /// may end by itself, by one of the other options, is never part of a deadlock, so
-    /// with one of those it changes nothing. See [`deadlock`](crate::deadlock).
+    /// with one of those it changes nothing; nor does it in a ring, for a future, or for
+    /// [any of several locks](crate::select::lock_any_with). See
+    /// [`deadlock`](crate::deadlock).
     pub const fn detect_deadlocks(self, after: Duration) -> Self {
         Self { detect: Some(after), ..self }
     }

@@ -128,9 +128,10 @@ impl<T> fmt::Debug for Options<'_, T> {
 }
 
 impl<'i, T: FromBytes + Sync + 'static> Options<'i, T> {
-    /// How many threads, of all processes together, can be attached at a time:
-    /// 1 to 65,535, 1,024 if not said. Each takes 64 bytes from the start and a
-    /// page while it is attached.
+    /// How many threads, of all processes together, can be attached at a time, and how
+    /// many waits without a thread under way: those of futures, in a ring, and one for
+    /// each lock of [`lock_any`](crate::select::lock_any). 1 to 65,535, 1,024 if not
+    /// said. Each takes 64 bytes from the start and a page while it is attached.
     pub fn capacity(mut self, threads: u32) -> Self {
         self.capacity = threads;
         self

@@ -49,7 +49,9 @@ pub const MAX_LOCKS: usize = acquisition::MAX_LOCKS;
 /// front, it takes over as [`Mutex::lock`] does. It never looks for deadlocks.
 ///
 /// In each segment it takes as many rows as there are locks in it (of
-/// [`Options::capacity`](crate::Options::capacity)), which the thread keeps for a while.
+/// [`Options::capacity`](crate::Options::capacity)). The thread keeps eight of them until it
+/// ends, and more (64 at most) if it wants more again and again; if the segment has no row
+/// left, what this process keeps of the kind is given up first.
 ///
 /// # Panics
 ///

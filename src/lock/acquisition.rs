@@ -43,6 +43,10 @@ pub(crate) struct Acquisition<'m> {
     until: Option<Deadline>,
     /// Whether somebody may sleep on its words.
     entrusted: bool,
+    /// Whether every owner that was there when it queued sees that: see
+    /// [`RawMutex::advance`]. It has queued everywhere before it looks, so one barrier is
+    /// for all.
+    seen: bool,
 }
 
 /// A wait in one queue.
@@ -52,8 +56,6 @@ struct Wait<'m> {
     raw: &'m RawMutex,
     lease: Lease,
     waiting: WaitState,
-    /// See [`RawMutex::advance`].
-    seen: bool,
     watched: Option<Watched>,
 }
 
@@ -81,31 +83,34 @@ impl<'m> Acquisition<'m> {
     /// Queues for each of `locks`, of which there are at most [`MAX_LOCKS`], unless one of
     /// them can be had at once. Then, or when its turn has come already, that is acquired.
     ///
-    /// If `asleep` the calling thread is about to sleep: not for locks that it holds.
+    /// If `asleep` the calling thread is about to sleep: not for locks that it holds, or
+    /// waits for in another way.
     pub(crate) fn begin(
         locks: impl IntoIterator<Item = &'m RawMutex>,
         limits: Limits<'m>,
         lend: Lend,
         asleep: bool,
     ) -> Result<(Self, Option<Acquired>), NotBegun> {
-        let mut this = Self { limits, waits: Vec::new(), until: None, entrusted: false };
+        let waits = Vec::new();
+        let mut this = Self { limits, waits, until: None, entrusted: false, seen: false };
+        // Rows for all of them, before it stands in anybody's way: to make one may take time.
+        let mut rows = Vec::new();
         for (which, raw) in locks.into_iter().enumerate() {
             let lease = lend(raw.address(), reclaim).map_err(NotBegun::Attach)?;
-            if asleep && raw.is_owned_by_caller(&lease) {
+            if asleep && (raw.is_owned_by_caller(&lease) || raw.is_awaited_by_caller(&lease)) {
                 continue;
             }
-            let begun = raw.begin(&lease).inspect_err(|_| {
-                // It may be in the queue, or own the lock.
-                lease.mark_broken();
-            });
-            let Some(waiting) = begun? else {
-                this.leave_all(false);
+            if sound(&lease, raw.take_at_once(&lease))? {
                 return Ok((this, Some(Acquired { which, lease })));
-            };
-            this.waits.push(Wait { which, raw, lease, waiting, seen: false, watched: None });
+            }
+            rows.push((which, raw, lease));
         }
-        if this.waits.is_empty() {
+        if rows.is_empty() {
             return Err(Failed::OwnedByCaller.into());
+        }
+        for (which, raw, lease) in rows {
+            let waiting = sound(&lease, raw.queue(&lease))?;
+            this.waits.push(Wait { which, raw, lease, waiting, watched: None });
         }
         let acquired = this.look()?;
         Ok((this, acquired))
@@ -113,32 +118,34 @@ impl<'m> Acquisition<'m> {
 
     /// Looks whether the turn has come, or the wait is over; to be called whenever one of
     /// the words may have changed, or the time is over. If not, there is nothing to do
-    /// until then. Otherwise it is in no queue any more.
+    /// until then. Otherwise it is in no queue any more. (See also [`Self::returned`].)
     pub(crate) fn look(&mut self) -> Result<Option<Acquired>, Failed> {
         assert!(
             self.waits.iter().all(|wait| wait.lease.is_of_this_process()),
             "heirlock: this wait was copied by fork; the parent waits, not the child"
         );
-        self.entrusted = false;
         let now = Deadline::now();
         let slept_through = self.until.is_some_and(|until| until <= now);
         for at in 0..self.waits.len() {
             let wait = &mut self.waits[at];
             wait.pass_on(slept_through);
-            match wait.raw.advance(&wait.lease, wait.waiting, &mut wait.seen) {
-                Ok(watched @ Some(_)) => wait.watched = watched,
-                Ok(None) => {
-                    wait.raw.end(&wait.lease, true);
-                    let Wait { which, lease, .. } = self.waits.swap_remove(at);
-                    self.leave_all(false);
-                    return Ok(Some(Acquired { which, lease }));
+            let ended = match wait.raw.advance(&wait.lease, wait.waiting, &mut self.seen) {
+                Ok(watched @ Some(_)) => {
+                    wait.watched = watched;
+                    continue;
                 }
-                Err(corrupted) => {
-                    self.waits.swap_remove(at).lease.mark_broken();
-                    self.leave_all(false);
-                    return Err(corrupted.into());
-                }
+                ended => ended,
+            };
+            let wait = self.waits.swap_remove(at);
+            // What becomes of the others its caller need not know.
+            let _ = self.leave_all(false);
+            sound(&wait.lease, ended)?;
+            wait.raw.end(&wait.lease, true);
+            if self.entrusted {
+                wait.dismiss();
             }
+            let Wait { which, lease, .. } = wait;
+            return Ok(Some(Acquired { which, lease }));
         }
         if self.limits.is_cancelled() {
             return self.give_up(Failed::Cancelled);
@@ -152,15 +159,20 @@ impl<'m> Acquisition<'m> {
         Ok(None)
     }
 
+    /// Says that nobody sleeps on its words any more.
+    pub(crate) fn returned(&mut self) {
+        self.entrusted = false;
+    }
+
     /// Leaves all queues, unless a lock comes in the last moment: then with that.
     pub(crate) fn give_up(&mut self, why: Failed) -> Result<Option<Acquired>, Failed> {
-        self.leave_all(true).map(Some).ok_or(why)
+        self.leave_all(true)?.map(Some).ok_or(why)
     }
 
     /// Leaves all queues. If it is to `keep` one, with the first lock that came
-    /// nevertheless; the others pass on.
-    fn leave_all(&mut self, keep: bool) -> Option<Acquired> {
-        let mut kept = None;
+    /// nevertheless; the others pass on. `Err` if it could not leave one of them.
+    fn leave_all(&mut self, keep: bool) -> Result<Option<Acquired>, Corrupted> {
+        let (mut kept, mut left) = (None, Ok(()));
         for wait in self.waits.drain(..) {
             // A parent's copy.
             if !wait.lease.is_of_this_process() {
@@ -176,10 +188,13 @@ impl<'m> Acquisition<'m> {
                     }
                 }
                 Ok(false) => {}
-                Err(Corrupted(_)) => lease.mark_broken(),
+                Err(corrupted) => {
+                    lease.mark_broken();
+                    left = Err(corrupted);
+                }
             }
         }
-        kept
+        if kept.is_none() { left.map(|()| None) } else { Ok(kept) }
     }
 
     /// The row in the first of the queues.
@@ -216,6 +231,7 @@ impl<'m> Acquisition<'m> {
         let interruptible = self.limits.interruptible;
         let (words, until) = self.words()?;
         let woken = futex::wait(&words, until, interruptible && !active(Fault::Deaf));
+        self.entrusted = false;
         let counters = self.waits.first().map(|wait| wait.lease.counters());
         counters.inspect(|counters| counters.sleeps.add_one());
         match woken {
@@ -236,8 +252,14 @@ impl<'m> Acquisition<'m> {
 
 impl Drop for Acquisition<'_> {
     fn drop(&mut self) {
-        self.leave_all(false);
+        // Where it could not leave, the row is marked.
+        let _ = self.leave_all(false);
     }
+}
+
+/// Of an operation with `lease`: if it failed the row may be in the queue, or own the lock.
+fn sound<R>(lease: &Lease, result: Result<R, Corrupted>) -> Result<R, Failed> {
+    result.inspect_err(|_| lease.mark_broken()).map_err(Failed::from)
 }
 
 impl Wait<'_> {
@@ -263,14 +285,23 @@ impl Wait<'_> {
             ended => ended.is_ok(),
         };
         self.raw.end(&self.lease, came);
-        if entrusted && !active(Fault::NoStir) {
-            futex::wake_all(&row.state);
+        if entrusted {
+            self.dismiss();
+        } else if !active(Fault::ForgetsDeath) {
+            self.pass_on(false);
+        }
+        Ok(came)
+    }
+
+    /// Ends the sleep of whoever sleeps on its words.
+    fn dismiss(&self) {
+        if !active(Fault::NoStir) {
+            futex::wake_all(&self.lease.row().state);
         }
         // Behind the wake of its own request. If that was told of a death, those who watch the
         // same dead have only this one to tell them.
         if !active(Fault::ForgetsDeath) {
             self.pass_on(false);
         }
-        Ok(came)
     }
 }

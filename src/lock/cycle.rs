@@ -5,9 +5,11 @@
 //! A thread that sleeps in a wait (`asleep` in its row) points to the living owner of
 //! the lock that it waits for, if that thread sleeps in a wait, too; a wait that may end
 //! by itself does not count. So each points to one other at most, and circles are
-//! found by following. One thread may have several rows: one in each segment, or
-//! several in one that it has mapped more than once. What says that two rows are one
-//! thread's is the identity in them, and that both are alive.
+//! found by following. One thread may have several rows: one in each segment, several
+//! in one that it has mapped more than once, and those on lease, in which it waits
+//! without sleeping, and owns what it waited for. So a circle may be of one thread: it
+//! was handed a lock in one row while it sleeps for that in another. What says that two
+//! rows are one thread's is the identity in them, and that both are alive.
 //!
 //! # Why what is found is a deadlock
 //!
@@ -182,9 +184,6 @@ pub(crate) fn cycles(views: &[&dyn View]) -> Vec<Cycle> {
     for (at, view) in views.iter().enumerate() {
         waits.extend((1..=view.rows()).filter_map(|row| Some((at, view.wait(row)?))));
     }
-    if waits.len() < 2 {
-        return Vec::new();
-    }
     let mut by_id = BTreeMap::new();
     let mut by_thread = BTreeMap::new();
     for (number, (view, wait)) in waits.iter().enumerate() {
@@ -231,7 +230,7 @@ pub(crate) fn cycles(views: &[&dyn View]) -> Vec<Cycle> {
     let mut known = BTreeSet::new();
     circles(&next)
         .into_iter()
-        .filter(|circle| circle.len() > 1 && circle.iter().all(stands))
+        .filter(|circle| circle.iter().all(stands))
         .map(|circle| Cycle(circle.into_iter().map(member).collect()))
         .filter(|cycle| known.insert(cycle.key()))
         .collect()

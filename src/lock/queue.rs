@@ -18,6 +18,7 @@ use super::wait::{self, Watched};
 use super::word::{Code, Editor, LockWords, Policy, Stage, WaitState};
 use crate::memory::error::Corrupted;
 use crate::participant::attach::Attachment;
+use crate::participant::current::is_of_this_thread;
 use crate::participant::id::Id;
 use crate::participant::table::{Row, Table};
 use crate::sys::atomic::Ordering::{Relaxed, SeqCst};
@@ -109,6 +110,13 @@ impl<'a> QueueGuard<'a> {
             if !spun {
                 spun = true;
                 spin::spin(|| words.guard.load(SeqCst) != editor.bits());
+                continue;
+            }
+            // Nor does this thread, in another row: so that is left over, too.
+            if is_of_this_thread(me.mapping(), row) {
+                if replace(mine.in_place_of(editor)) {
+                    break (editor.gone(), true);
+                }
                 continue;
             }
             // Or else the row has a new user, who has yet to clear up: it takes

@@ -14,6 +14,7 @@ use crate::memory::error::Corrupted;
 use crate::memory::map::FileIdentity;
 use crate::participant::attach::{AttachError, Attachment, Inheritance};
 use crate::participant::id::Id;
+use crate::participant::lease;
 use crate::participant::life::Fate;
 use crate::participant::table::Row;
 use crate::sys::atomic::Ordering::{self, Relaxed, Release, SeqCst};
@@ -177,7 +178,7 @@ impl RawMutex {
         if policy == Policy::Throughput && comes_free() && self.barge(me)? {
             return Ok(());
         }
-        if self.is_owned_by_caller(me) {
+        if self.is_owned_by_caller(me) || !limits.end_it() && self.is_awaited_by_caller(me) {
             return Err(Failed::OwnedByCaller);
         }
         me.look_who_fences();
@@ -241,6 +242,13 @@ impl RawMutex {
             (theirs.pid, theirs.start_time, theirs.pid_namespace)
                 == (mine.pid, mine.start_time, mine.pid_namespace)
         }
+    }
+
+    /// Whether the calling thread waits for it already, in a row on lease: if it sleeps
+    /// behind that it is not there to take the lock, or to pass it on.
+    pub(super) fn is_awaited_by_caller(&self, me: &Attachment) -> bool {
+        let mapping = me.mapping();
+        !cfg!(heirlock_loom) && lease::thread_is_busy_with(mapping, self.0.name_in(mapping))
     }
 
     /// The doorway: whoever is through it first is served first.
@@ -318,23 +326,23 @@ impl RawMutex {
         }
     }
 
-    /// Takes the lock if that can be had at once; else queues, for somebody who does not
-    /// sleep here, and has to call [`Self::advance`] then.
-    pub(super) fn begin(&self, me: &Attachment) -> Result<Option<WaitState>, Failed> {
+    /// Takes the lock, for somebody who does not sleep here, if that can be had at once.
+    pub(super) fn take_at_once(&self, me: &Attachment) -> Result<bool, Corrupted> {
         match self.lock_fast(me) {
-            Fast::Done => return Ok(None),
+            Fast::Done => return Ok(true),
             Fast::Slow => {}
             Fast::Late => {
                 self.settle_barge(me)?;
-                return Ok(None);
+                return Ok(true);
             }
         }
-        let policy = self.0.policy();
-        if policy == Policy::Throughput && self.is_free() && self.barge(me)? {
-            return Ok(None);
-        }
+        Ok(self.0.policy() == Policy::Throughput && self.is_free() && self.barge(me)?)
+    }
+
+    /// Queues, for somebody who does not sleep here, and has to call [`Self::advance`] then.
+    pub(super) fn queue(&self, me: &Attachment) -> Result<WaitState, Corrupted> {
         me.look_who_fences();
-        self.enqueue(me, policy, ENDS_BY_ITSELF).map(Some).map_err(Failed::from)
+        self.enqueue(me, self.0.policy(), ENDS_BY_ITSELF)
     }
 
     /// What a waiter that sleeps elsewhere does when it begins, and whenever it was woken:

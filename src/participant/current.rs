@@ -264,13 +264,23 @@ fn join(
         Some(attachment) => attachment,
         None => {
             expect_forks();
-            let attachment = NonNull::from(Box::leak(attach(&mapping, reclaim, false)?));
+            let attached = lease::with_spares(&mapping, || attach(&mapping, reclaim, false))?;
+            let attachment = NonNull::from(Box::leak(attached));
             ALL.with(|all| all.borrow_mut().push(Entry { place, attachment }));
             leave_at_end();
             attachment
         }
     };
     Ok((range, attachment))
+}
+
+/// Whether row `index` of `mapping` is one of the calling thread's, its own or on lease.
+pub(crate) fn is_of_this_thread(mapping: &Arc<Mapping>, index: u32) -> bool {
+    let is = |entry: &Entry| {
+        let attachment = entry.attachment();
+        attachment.id().index() == index && Arc::ptr_eq(attachment.mapping(), mapping)
+    };
+    ALL.with(|all| all.borrow().iter().any(is)) || lease::any_of_this_thread(is)
 }
 
 /// Has a child that is forked from now on disown what it copies.

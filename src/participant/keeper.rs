@@ -28,6 +28,8 @@ type Answer = Handed<Result<Box<Attachment>, AttachError>>;
 enum Job {
     Attach(Arc<Mapping>, Reclaim, SyncSender<Answer>),
     Detach(Handed<NonNull<Attachment>>),
+    /// Says that all jobs before it are done.
+    Report(SyncSender<()>),
 }
 
 static PLACE: Place<Job> = Place::new("heirlock-keep", work);
@@ -54,6 +56,16 @@ pub(super) fn detach(attachment: NonNull<Attachment>) {
     }
 }
 
+/// Waits until the keeper has done all that it was told to do before.
+pub(super) fn await_the_last() {
+    let (tell, told) = sync_channel(1);
+    if let Ok(desk) = PLACE.desk() {
+        desk.put(Job::Report(tell));
+        // If it is gone there is nothing to wait for.
+        let _ = told.recv();
+    }
+}
+
 /// What the keeper does, for as long as the process lives.
 fn work(desk: &Desk<Job>) {
     loop {
@@ -71,6 +83,9 @@ impl Job {
         match self {
             Self::Attach(mapping, reclaim, answer) => {
                 let _ = answer.send(Handed(attach::attach(&mapping, reclaim, true)));
+            }
+            Self::Report(tell) => {
+                let _ = tell.send(());
             }
             Self::Detach(Handed(attachment)) => {
                 // SAFETY: who gave it away had it alone, and it was leaked from a box.

@@ -6,22 +6,28 @@
 //! (see `keeper`), and dies with the process: then whoever waits or holds may move to
 //! another thread meanwhile.
 //!
-//! To join takes system calls, so rows that are given back are kept for a while.
+//! To join takes system calls, so some of the rows that are given back are kept.
 #![allow(unsafe_code)]
 
 use super::attach::{AttachError, Attachment, Home, Reclaim, attach};
 use super::current::{Current, Entry, Place, expect_forks, leave_at_end, mapping_at};
 use super::keeper;
+use crate::memory::error::Corrupted;
 use crate::memory::map::Mapping;
 use crate::memory::registry;
+use crate::sys::atomic::Ordering;
 use core::cell::RefCell;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many rows are kept that nobody has on lease.
-const KEPT: usize = 64;
+/// How many rows a thread, or the process, keeps that nobody has on lease: few, as they are
+/// missing elsewhere, unless it turns out that more are wanted again.
+const KEPT: usize = 8;
+
+/// The most that are kept: as many as one wait can want.
+const MOST_KEPT: usize = 64;
 
 /// A row on lease, given back on drop. Its user has left the queue by then, and holds
 /// nothing.
@@ -39,8 +45,9 @@ impl Lease {
         if let Some(lease) = POOL.with(|pool| pool.borrow_mut().take_of(&mapping, &place)) {
             return Ok(lease);
         }
+        POOL.with(|pool| pool.borrow().has_no_broken(&mapping))?;
         expect_forks();
-        let attachment = attach(&mapping, reclaim, false)?;
+        let attachment = with_spares(&mapping, || attach(&mapping, reclaim, false))?;
         leave_at_end();
         Ok(POOL.with(|pool| pool.borrow_mut().add(place, attachment, Home::Lease)))
     }
@@ -54,8 +61,10 @@ impl Lease {
         if let Some(lease) = shared(|pool| pool.take_of(&mapping, &place)) {
             return Ok(lease);
         }
+        shared(|pool| pool.has_no_broken(&mapping))?;
         expect_forks();
-        let attachment = keeper::attach(mapping, reclaim)?;
+        let join = || keeper::attach(Arc::clone(&mapping), reclaim);
+        let attachment = with_spares(&mapping, join)?;
         Ok(shared(|pool| pool.add(place, attachment, Home::Process)))
     }
 
@@ -83,6 +92,45 @@ impl Drop for Lease {
     fn drop(&mut self) {
         give_back(self.0);
     }
+}
+
+/// Whether the calling thread stands in a queue of the lock of this name in `mapping` with a
+/// row on lease.
+pub(crate) fn thread_is_busy_with(mapping: &Arc<Mapping>, lock: u64) -> bool {
+    any_of_this_thread(|entry| {
+        let attachment = entry.attachment();
+        // Relaxed: the row is the thread's own.
+        Arc::ptr_eq(attachment.mapping(), mapping)
+            && attachment.row().lock.load(Ordering::Relaxed) == lock
+    })
+}
+
+/// Whether this is true of any row that the calling thread has, or may have, on lease.
+pub(super) fn any_of_this_thread(is_true: impl Fn(&Entry) -> bool) -> bool {
+    POOL.with(|pool| pool.borrow().all.iter().flatten().any(is_true))
+}
+
+/// Joins `mapping`: if it is full, with what is spare of its rows given up.
+pub(super) fn with_spares<R>(
+    mapping: &Arc<Mapping>,
+    join: impl Fn() -> Result<R, AttachError>,
+) -> Result<R, AttachError> {
+    match join() {
+        Err(AttachError::Full { .. }) if discard_spares(mapping) => join(),
+        joined => joined,
+    }
+}
+
+/// Leaves `mapping` with all rows that nobody has on lease; whether there were any.
+fn discard_spares(mapping: &Arc<Mapping>) -> bool {
+    let own = POOL.with(|pool| pool.borrow_mut().give_up(mapping));
+    let of_process = shared(|pool| pool.give_up(mapping));
+    let (any, by_keeper) = (!own.is_empty() || !of_process.is_empty(), !of_process.is_empty());
+    own.into_iter().chain(of_process).for_each(discard);
+    if by_keeper {
+        keeper::await_the_last();
+    }
+    any
 }
 
 /// Gives back what is on lease; of a thread's own row nothing happens.
@@ -119,6 +167,10 @@ struct Pool {
     spare: Vec<u32>,
     /// Places in `all` that are empty.
     empty: Vec<u32>,
+    /// How many it keeps.
+    kept: usize,
+    /// How many it did not keep, and has not missed yet.
+    gone: usize,
 }
 
 // SAFETY: for the process's pool. Its attachments are used by one thread at a time: who
@@ -129,7 +181,7 @@ unsafe impl Send for Pool {}
 
 impl Pool {
     const fn new() -> Self {
-        Self { all: Vec::new(), spare: Vec::new(), empty: Vec::new() }
+        Self { all: Vec::new(), spare: Vec::new(), empty: Vec::new(), kept: KEPT, gone: 0 }
     }
 
     fn entry(&mut self, place: u32) -> Option<&mut Entry> {
@@ -165,6 +217,10 @@ impl Pool {
     }
 
     fn add(&mut self, place: Place, attachment: Box<Attachment>, home: Home) -> Lease {
+        if self.gone > 0 {
+            self.gone -= 1;
+            self.kept = (self.kept + 1).min(MOST_KEPT);
+        }
         let at = self.empty.pop().unwrap_or_else(|| {
             self.all.push(None);
             self.all.len() as u32 - 1
@@ -179,10 +235,12 @@ impl Pool {
     fn give_back(&mut self, place: u32, attachment: NonNull<Attachment>) -> Option<Entry> {
         // It is not if the thread has left everything already: it ends.
         let entry = self.entry(place).filter(|entry| entry.attachment == attachment)?;
-        let keep = !entry.is_stale();
-        if keep && self.spare.len() < KEPT {
-            self.spare.push(place);
-            return None;
+        if !entry.is_stale() {
+            if self.spare.len() < self.kept {
+                self.spare.push(place);
+                return None;
+            }
+            self.gone += 1;
         }
         self.remove(place)
     }
@@ -192,12 +250,40 @@ impl Pool {
         self.all[place as usize].take()
     }
 
+    /// `Err` if somebody has met corruption in `mapping` with one of them, which it cannot
+    /// give back: each attempt would lose one more.
+    fn has_no_broken(&self, mapping: &Arc<Mapping>) -> Result<(), AttachError> {
+        let is_broken = |entry: &Entry| {
+            let attachment = entry.attachment();
+            attachment.is_broken()
+                && attachment.is_of_this_process()
+                && Arc::ptr_eq(attachment.mapping(), mapping)
+        };
+        match self.all.iter().flatten().any(is_broken) {
+            true => {
+                Err(Corrupted("a wait without a thread met that in an earlier operation").into())
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Takes out what nobody has and nobody will want.
     fn stale(&mut self) -> Vec<Entry> {
+        self.take_out(Entry::is_stale)
+    }
+
+    /// Takes out those of `mapping` which nobody has: others want them more.
+    fn give_up(&mut self, mapping: &Arc<Mapping>) -> Vec<Entry> {
+        (self.kept, self.gone) = (KEPT, 0);
+        self.take_out(|entry| Arc::ptr_eq(entry.attachment().mapping(), mapping))
+    }
+
+    /// Takes out those which nobody has and of which this `is_true`.
+    fn take_out(&mut self, is_true: impl Fn(&Entry) -> bool) -> Vec<Entry> {
         let mut gone = Vec::new();
         let mut at = 0;
         while let Some(place) = self.spare.get(at).copied() {
-            if self.entry(place).is_some_and(|entry| entry.is_stale()) {
+            if self.entry(place).is_some_and(|entry| is_true(entry)) {
                 self.spare.swap_remove(at);
                 gone.extend(self.remove(place));
             } else {

@@ -6,7 +6,7 @@
 use crate::kit::{Board, HANG, Role, TempPath, Test};
 use crate::snapshot::{lively_image, waiting_image};
 use crate::support::{Actor, Counter, Surgery, claim_row, life_word, text};
-use heirlock::{AttachError, Condvar, LockError, LockOptions, Segment, Snapshot};
+use heirlock::{AttachError, Condvar, LockError, LockOptions, Segment, Snapshot, Unusable, select};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::any::Any;
@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 pub(crate) const TESTS: &[Test] = &[
     ("a_garbled_segment_is_an_error_or_a_panic_with_a_message", garbled),
     ("a_cycle_of_dead_waiters_is_noticed", cycle_of_the_dead),
+    ("a_queue_that_cannot_be_left_is_an_error_and_costs_one_row", cannot_leave),
 ];
 
 pub(crate) const ROLES: &[Role] = &[("victim", victim)];
@@ -330,6 +331,9 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
     for lock in &segment.locks {
         use_lock(&segment, lock);
     }
+    if seed.is_multiple_of(5) {
+        use_without_sleep(&segment);
+    }
     Snapshot::of(file.as_fd(), &[]).expect("it can still be shown");
     look_for_deadlocks(&segment);
     "well"
@@ -338,7 +342,7 @@ fn use_it(image: &[u8], seed: u64) -> &'static str {
 /// There may be some: what an image says of its threads can be anything.
 fn look_for_deadlocks(segment: &Segment<Board>) {
     for cycle in heirlock::deadlock::check(segment) {
-        assert!((2..=segment.capacity() as usize).contains(&cycle.members().len()));
+        assert!((1..=segment.capacity() as usize).contains(&cycle.members().len()));
         assert!(cycle.to_string().lines().count() == cycle.members().len() + 1);
     }
 }
@@ -400,6 +404,28 @@ fn use_lock(segment: &Segment<Board>, lock: &Counter) {
     }
 }
 
+/// In rows on lease. (Not of the process: they live as long as that, and a guard that names
+/// one of them is waited for.)
+fn use_without_sleep(segment: &Segment<Board>) {
+    let start = Instant::now();
+    let options = LockOptions::new().timeout(Duration::from_millis(2));
+    let ended = |error: LockError| match error {
+        LockError::TimedOut => {}
+        LockError::Unusable(unusable) => assert!(!unusable.to_string().is_empty()),
+        error => panic!("{error}"),
+    };
+    for pair in segment.locks.chunks(2) {
+        let [one, two] = pair else { unreachable!("there are eight") };
+        select::lock_any_with(&[one, two], &options).map(drop).unwrap_or_else(ended);
+        #[cfg(feature = "io-uring")]
+        match one.start(1) {
+            Ok((mut acquire, _)) => drop(acquire.look()),
+            Err(unusable) => assert!(!unusable.to_string().is_empty()),
+        }
+    }
+    assert!(start.elapsed() < 4 * HANG);
+}
+
 fn use_condvar(condvar: &Condvar, lock: &Counter) {
     let start = Instant::now();
     heirlock::waiters(condvar);
@@ -417,6 +443,44 @@ fn use_condvar(condvar: &Condvar, lock: &Counter) {
     assert!(notified <= 7, "there are no more rows than that");
     heirlock::waiters(condvar);
     assert!(start.elapsed() < HANG);
+}
+
+/// Its guard names a row that is none, so nobody can edit it. Who is too late says so, and
+/// does not join anew with each attempt.
+fn cannot_leave() {
+    let path = TempPath::new();
+    let segment: Segment<Board> = Segment::options().capacity(64).create(&path).expect("create");
+    let lock = &segment.locks[0];
+    let at = segment.offset_of(lock).expect("it is inside");
+    // They cannot be released, either, and go with the process.
+    std::mem::forget(lock.lock());
+    Surgery::on(&path).write(at + 12, &65u32.to_ne_bytes());
+    let options = LockOptions::new().timeout(Duration::from_millis(1));
+    let any = || select::lock_any_with(&[lock, &segment.locks[1]], &options).map(drop);
+    let future = || pollster::block_on(lock.lock_async_with(&options)).map(drop);
+    std::mem::forget(segment.locks[1].lock());
+    thread::scope(|scope| {
+        let attempts = scope.spawn(|| {
+            for attempt in 0..100 {
+                for ended in [any(), future()] {
+                    let corrupted = match &ended {
+                        Err(LockError::Unusable(Unusable::Corrupted { .. })) => true,
+                        // From the second attempt on.
+                        Err(LockError::Unusable(Unusable::Attach(refused))) => {
+                            matches!(refused, AttachError::Corrupted { .. })
+                        }
+                        _ => false,
+                    };
+                    // A slow machine may have the time be over before it queues.
+                    let late = matches!(ended, Err(LockError::TimedOut));
+                    assert!(corrupted || late && attempt > 0, "{ended:?}");
+                }
+            }
+        });
+        attempts.join().expect("join");
+    });
+    let used = Snapshot::read(&path, &[]).expect("a snapshot").rows_used;
+    assert!(used < 10, "{used} rows");
 }
 
 /// Two rows whose threads are dead, each in front of the other in the queue of

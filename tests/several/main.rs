@@ -11,6 +11,7 @@ mod clerk;
 mod fallback;
 mod futures;
 mod moves;
+mod rows;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,7 +21,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 fn main() {
     kit::run(
-        &[any::TESTS, all::TESTS, futures::TESTS, moves::TESTS, fallback::TESTS],
+        &[any::TESTS, all::TESTS, futures::TESTS, moves::TESTS, fallback::TESTS, rows::TESTS],
         &[clerk::ROLES, all::ROLES, fallback::ROLES].concat(),
         2 * kit::HANG,
     )

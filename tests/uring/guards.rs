@@ -1,15 +1,18 @@
 //! Guards of acquisitions in a ring are guards like any others.
 
-use crate::kit::{Got, Puppet, Test, board, board_with, until};
+use crate::kit::{Board, Got, Puppet, Test, board, board_with, until};
 use crate::rings::{Loop, PLAIN, require, with_each};
-use heirlock::{Mutex, MutexGuard, Policy};
+use heirlock::{LockError, LockOptions, Mutex, MutexGuard, Policy, Segment, Unusable, select};
 use std::thread;
+use std::time::Duration;
 
 pub(crate) const TESTS: &[Test] = &[
     ("unlocked_bump_and_map_work_with_a_guard_from_a_ring", guard),
     ("a_guard_from_a_ring_waits_for_a_condition_variable", condvar),
     ("a_guard_from_a_ring_can_be_leaked", leak),
     ("a_throughput_lock_serves_rings_too", throughput),
+    ("who_waits_in_a_ring_does_not_sleep_behind_itself", own_acquisition),
+    ("who_sleeps_behind_itself_is_a_deadlock_of_one", circle_of_one),
 ];
 
 /// One that was waited for, in the ring.
@@ -188,4 +191,67 @@ fn throughput() {
     let id = ring.start(lock);
     owner.kill();
     assert!(MutexGuard::inherited(&ring.end_of(id).guard()).is_some());
+}
+
+/// It would sleep behind its own acquisition, which nobody else goes on with.
+fn own_acquisition() {
+    with_each(|kind| {
+        let (path, segment) = board();
+        let [lock, other, ..] = &segment.locks;
+        let mut owner = Puppet::spawn(&path);
+        assert_eq!(owner.lock(0), Got::Lock);
+        let mut ring = Loop::new(kind);
+        let id = ring.start(lock);
+        let would_deadlock = |ended: Result<(), LockError>| {
+            assert!(
+                matches!(ended, Err(LockError::Unusable(Unusable::WouldDeadlock))),
+                "{ended:?}"
+            );
+        };
+        would_deadlock(lock.lock_with(&LockOptions::new()).map(drop));
+        would_deadlock(select::lock_any_with(&[lock], &LockOptions::new()).map(drop));
+        assert_eq!(select::lock_any(&[lock, other]).0, 1);
+        // These end by themselves.
+        assert!(lock.try_lock().is_none());
+        let soon = LockOptions::new().timeout(Duration::from_millis(5));
+        assert!(matches!(lock.lock_with(&soon), Err(LockError::TimedOut)));
+        assert_eq!(heirlock::queue(lock).map(|queue| queue.len()), Some(1));
+        owner.unlock(0);
+        let guard = ring.end_of(id).guard();
+        would_deadlock(lock.lock_with(&LockOptions::new()).map(drop));
+        drop(guard);
+        drop(lock.lock());
+        let dropped = ring.start(lock);
+        assert!(ring.is_over(dropped));
+        drop(ring.end_of(dropped).guard());
+        ring.until_quiet();
+    });
+}
+
+/// Through another mapping it is not seen before; then the thread has the lock in one row
+/// while it sleeps for it in another.
+fn circle_of_one() {
+    require();
+    let (path, segment) = board();
+    let again: Segment<Board> = Segment::open(&path).expect("open");
+    let mut owner = Puppet::spawn(&path);
+    assert_eq!(owner.lock(0), Got::Lock);
+    let mut ring = Loop::new(PLAIN);
+    let id = ring.start(&segment.locks[0]);
+    let row = ring.get(id).participant();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            until("it sleeps behind itself", || {
+                heirlock::queue(&segment.locks[0]).is_some_and(|queue| queue.len() == 2)
+            });
+            owner.unlock(0);
+        });
+        let ended = again.locks[0].lock_checked().map(drop);
+        let Err(Unusable::Deadlock(circle)) = ended else { panic!("{ended:?}") };
+        assert!(circle.to_string().starts_with("a deadlock of 1 thread:"), "{circle}");
+    });
+    assert_eq!(heirlock::owner(&segment.locks[0]), row);
+    drop(ring.end_of(id).guard());
+    ring.until_quiet();
+    assert!(!segment.locks[0].is_locked());
 }
