@@ -31,7 +31,7 @@ async fn lock<T>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, Unusable> {
             Progress::Again(entries) => {
                 let woken = compio_runtime::submit(Wait(entries.wait()));
                 // It looks also when nobody woke it, for what the kernel does not tell.
-                let _ = timeout(Duration::from_secs(1), woken).await;
+                let _ = timeout(entries.time_left(), woken).await;
                 progress = acquire.look()?;
             }
             ended => unreachable!("nothing was to end the wait: {ended:?}"),

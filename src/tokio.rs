@@ -37,7 +37,7 @@
 
 use crate::sys::event;
 use crate::uring::Reactor;
-use io_uring::IoUring;
+use io_uring::{IoUring, cqueue};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use tokio::io::Interest;
@@ -87,9 +87,51 @@ impl Driver {
     ///
     /// See the [module](self).
     pub fn new() -> io::Result<Self> {
-        let refused = crate::uring::refused();
-        refused.map_or(Ok(()), Err)?;
-        let ring = IoUring::new(ENTRIES)?;
+        Self::with_ring(IoUring::new(ENTRIES)?, |_| {})
+    }
+
+    /// The same with a ring of the program's, which keeps using it through
+    /// [`Reactor::with_ring`], and submits what it pushes there: what is completed of that is
+    /// passed to `others`, in the task that drives the ring.
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::new`]; the ring must have no eventfd yet.
+    ///
+    /// # Panics
+    ///
+    /// As [`Driver::new`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::tokio::Driver;
+    /// use io_uring::{IoUring, opcode};
+    ///
+    /// # if heirlock::uring::refused().is_some() { return Ok(()); }
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    /// # runtime.block_on(async {
+    /// let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    /// let driver = Driver::with_ring(IoUring::new(8)?, move |done| {
+    ///     let _ = tell.send(done.user_data());
+    /// })?;
+    /// driver.reactor().with_ring(|submitter, queue| {
+    ///     // SAFETY: it refers to nothing.
+    ///     unsafe { queue.push(&opcode::Nop::new().build().user_data(5)) }
+    ///         .expect("there is room");
+    ///     queue.sync();
+    ///     submitter.submit()
+    /// })?;
+    /// assert_eq!(told.recv().await, Some(5));
+    /// # Ok::<(), std::io::Error>(())
+    /// # })?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn with_ring(
+        ring: IoUring,
+        mut others: impl FnMut(cqueue::Entry) + Send + 'static,
+    ) -> io::Result<Self> {
+        crate::uring::refused().map_or(Ok(()), Err)?;
         let counter = event::counter()?;
         ring.submitter().register_eventfd(counter.as_raw_fd())?;
         // SAFETY: it is an open descriptor, which the `AsyncFd` owns from here on.
@@ -104,7 +146,7 @@ impl Driver {
                 ready.clear_ready();
                 // Before it looks what there is, so that nothing is missed.
                 event::reset(counter.as_fd());
-                reactor.turn(|_| {});
+                reactor.turn(&mut others);
             }
         });
         Ok(Self { reactor, task })

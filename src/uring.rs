@@ -19,12 +19,14 @@
 //! * Its ring is closed: nothing completes any more. Drop it.
 //! * Its process, or thread, is killed: whoever comes behind it steps over it, as over
 //!   any dead waiter.
-//! * A completion is lost, or comes twice, or too early: whether the turn has come is in
-//!   shared memory, and what completes a request is only a reason to look there.
+//! * A completion comes twice, or too early: whether the turn has come is in shared memory,
+//!   and what completes a request is only a reason to look there. (If one is lost, nobody
+//!   looks: then [`AsyncAcquire::look`] is for the program to call.)
 //!
 //! A death wakes one of those who watch the dead, and that one wakes the others. If a ring
-//! used the wake up and its process is killed before it looks, those others look after
-//! one second. (A thread that sleeps has the kernel pass the wake on; a ring cannot.)
+//! used the wake up and its process is killed before it looks, or leaves its ring alone,
+//! those others look after one second. (A thread that sleeps has the kernel pass the wake
+//! on; a ring cannot.)
 //!
 //! # Examples
 //!
@@ -68,12 +70,14 @@ use crate::lock_options::LockOptions;
 use crate::mutex::{Mutex, MutexGuard};
 use crate::participant::lease::Lease;
 use crate::segment::Participant;
+use crate::sys::clock::Deadline;
 use crate::sys::futex::Expect;
-use crate::sys::uring::{self as sys, Ended, Request};
+use crate::sys::uring::{self as sys, Ended, Request, Timer};
 use core::fmt;
 use core::ops::Deref;
 use io_uring::{cqueue, squeue};
 use std::io;
+use std::time::Duration;
 
 /// The bit of `user_data` that tells an acquisition's timeout from its wait.
 pub const TIMEOUT: u64 = sys::TIMEOUT;
@@ -110,22 +114,50 @@ pub fn user_data(done: &cqueue::Entry) -> u64 {
 ///
 /// # Safety of pushing them
 ///
-/// What they point to stays valid until they have been submitted, whatever becomes of the
-/// [`AsyncAcquire`]; if that is dropped before, they complete without a wait. They are to be
-/// pushed once.
+/// What they point to is never freed, whatever becomes of the [`AsyncAcquire`]; if that is
+/// dropped before they are submitted, they complete without a wait. They are to be pushed
+/// once, and submitted within five seconds: after that they may wait for the words of
+/// another acquisition, which does no harm but to who waits for their completion.
+///
+/// Requests belong to the thread that submits them: when it ends the kernel cancels them,
+/// and [`AsyncAcquire::complete`] says [`Progress::Cancelled`].
 #[derive(Debug)]
-pub struct Entries([squeue::Entry; 2]);
+#[must_use = "what is not submitted does not complete"]
+pub struct Entries {
+    requests: [squeue::Entry; 2],
+    until: Deadline,
+}
 
 impl Entries {
     /// The wait alone, for a runtime that takes one entry for an operation. Whoever submits
-    /// that instead calls [`AsyncAcquire::look`] when it is completed, and after a second at
-    /// the latest.
+    /// that instead calls [`AsyncAcquire::look`] when it is completed, and when
+    /// [`time_left`](Self::time_left) has passed at the latest.
     ///
     /// # Examples
     ///
     /// `examples/compio.rs` in the repository is an operation of compio's.
     pub fn wait(&self) -> squeue::Entry {
-        self.0[0].clone().clear_flags()
+        self.requests[0].clone().clear_flags()
+    }
+
+    /// How long it is until somebody has to look, though nothing was completed: when the
+    /// acquisition's time is over, or for what the kernel does not tell. A second at most.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use heirlock::uring::Progress;
+    /// use std::time::Duration;
+    /// let mutex = heirlock::Mutex::new(());
+    /// let guard = mutex.lock();
+    /// let (acquire, progress) = mutex.start(1)?;
+    /// let Progress::Again(entries) = progress else { panic!("it is held") };
+    /// assert!(entries.time_left() <= Duration::from_secs(1));
+    /// # drop((acquire, guard));
+    /// # Ok::<(), heirlock::Unusable>(())
+    /// ```
+    pub fn time_left(&self) -> Duration {
+        self.until.left()
     }
 }
 
@@ -133,11 +165,12 @@ impl Deref for Entries {
     type Target = [squeue::Entry];
 
     fn deref(&self) -> &[squeue::Entry] {
-        &self.0
+        &self.requests
     }
 }
 
 /// How an acquisition goes on.
+#[must_use = "what it says is to be submitted, or is the lock"]
 pub enum Progress<'m, T: ?Sized> {
     /// The lock is this thread's.
     Acquired(MutexGuard<'m, T>),
@@ -178,10 +211,10 @@ pub struct AsyncAcquire<'m, T: ?Sized> {
     waits: u32,
     /// How many timeouts are.
     timeouts: u32,
-    /// Whether the wait was cancelled, by whom is not known yet.
+    /// Whether a wait was cancelled, by whom is not known yet.
     cancelled: bool,
-    /// Whether the last timeout was for the time.
-    timed_out: bool,
+    /// Whether a timeout has expired since it looked.
+    expired: bool,
 }
 
 impl<T: ?Sized> Mutex<T> {
@@ -192,7 +225,8 @@ impl<T: ?Sized> Mutex<T> {
     /// for the next one's.
     ///
     /// A thread may hold the lock, and wait for it in this way: it waits for itself only if
-    /// it does nothing else.
+    /// it does nothing else. While it waits so it cannot wait for the lock asleep as well,
+    /// without a limit: [`Unusable::WouldDeadlock`].
     ///
     /// # Errors
     ///
@@ -268,7 +302,7 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
             waits: 0,
             timeouts: 0,
             cancelled: false,
-            timed_out: false,
+            expired: false,
         };
         let progress = match acquired {
             Some(acquired) => this.acquired(acquired),
@@ -300,32 +334,41 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
         }
         if done.user_data() & TIMEOUT != 0 {
             self.timeouts = self.timeouts.saturating_sub(1);
-            self.timed_out = sys::timed_out(done.result());
+            match Timer::of(done.result()) {
+                Timer::Idle => {}
+                Timer::Expired => self.expired = true,
+                // The wait has no timeout: another one will have.
+                Timer::Refused => return self.look(),
+            }
         } else {
             self.waits = self.waits.saturating_sub(1);
             match Ended::of(done.result()) {
+                Ended::Look if self.waits == 0 => {
+                    self.acquisition.returned();
+                    return self.look();
+                }
                 Ended::Look => return self.look(),
                 Ended::Cancelled => self.cancelled = true,
                 Ended::Fault => {
-                    self.finish();
-                    return Err(Unusable::Corrupted { what: "its file was truncated" });
+                    let truncated = Unusable::Corrupted { what: "its file was truncated" };
+                    return self.give_up_for(truncated);
                 }
                 Ended::Unknown(code) => {
-                    return match self.give_up(Failed::Cancelled)? {
-                        Progress::Cancelled => {
-                            Err(Unusable::Refused(io::Error::from_raw_os_error(code)))
-                        }
-                        came => Ok(came),
-                    };
+                    let refused = io::Error::from_raw_os_error(code);
+                    return self.give_up_for(Unusable::Refused(refused));
                 }
             }
         }
-        // The last timeout says who it was.
-        if !self.cancelled || self.timeouts > 0 {
+        if !self.cancelled {
             return Ok(Progress::Pending);
         }
-        self.cancelled = false;
-        if self.timed_out { self.look() } else { self.give_up(Failed::Cancelled) }
+        // A timeout cancels by `user_data`, so if several waits are under way it need not be
+        // its own. If none was it, the last one says so.
+        match self.expired {
+            true => self.look(),
+            false if self.timeouts > 0 => Ok(Progress::Pending),
+            false => self.give_up(Failed::Cancelled),
+        }
     }
 
     /// Leaves the queue: [`Progress::Cancelled`], or [`Progress::Acquired`] if the lock came
@@ -361,7 +404,11 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
     /// Looks whether the turn has come, for whatever reason: where the ring's completions are
     /// not to be had, as they are a runtime's own. Can be called at any time.
     ///
-    /// What was submitted before may still be under way, and is not needed any more.
+    /// What was submitted before may still be under way beside what this returns, and each of
+    /// the two, when it completes, has [`complete`](Self::complete) ask for another one. So a
+    /// loop that passes completions has no reason to call this as well; and a request to
+    /// cancel (`IORING_OP_ASYNC_CANCEL`) may meet the one that nobody misses:
+    /// [`cancel`](Self::cancel) does not.
     ///
     /// # Errors
     ///
@@ -389,6 +436,14 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
         }
     }
 
+    /// Leaves the queue because of `why`, unless the lock came in the last moment.
+    fn give_up_for(&mut self, why: Unusable) -> Result<Progress<'m, T>, Unusable> {
+        match self.give_up(Failed::Cancelled)? {
+            Progress::Acquired(guard) => Ok(Progress::Acquired(guard)),
+            _ => Err(why),
+        }
+    }
+
     fn give_up(&mut self, why: Failed) -> Result<Progress<'m, T>, Unusable> {
         match self.acquisition.give_up(why) {
             Ok(Some(acquired)) => Ok(self.acquired(acquired)),
@@ -413,15 +468,19 @@ impl<'m, T: ?Sized> AsyncAcquire<'m, T> {
 
     /// Waits once more.
     fn again(&mut self) -> Result<Progress<'m, T>, Unusable> {
-        let (words, until) = self.acquisition.words()?;
+        let (words, until) = match self.acquisition.words() {
+            Ok(words) => words,
+            Err(corrupted) => return self.give_up_for(corrupted.into()),
+        };
         let address = |(word, value): &Expect| (core::ptr::from_ref(*word).addr(), *value);
         let words: Vec<_> = words.iter().map(address).collect();
         let request = self.request.get_or_insert_with(Request::take);
         request.set(&words, until);
         self.waits += 1;
-        self.cancelled = false;
         self.timeouts += 1;
-        Ok(Progress::Again(Entries(request.entries(self.user_data))))
+        (self.cancelled, self.expired) = (false, false);
+        let requests = request.entries(self.user_data);
+        Ok(Progress::Again(Entries { requests, until }))
     }
 
     fn finish(&mut self) {

@@ -2,8 +2,12 @@
 //! place of those who cannot: for futures, in a ring of its own, or where that is refused
 //! on the words themselves.
 
+#[cfg(all(feature = "io-uring", not(heirlock_loom)))]
+use super::current::generation_of_process;
 use super::desk::{Desk, Place};
 use super::watch::Watch;
+#[cfg(all(feature = "io-uring", not(heirlock_loom)))]
+use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::clock::Deadline;
 use crate::sys::futex::{self, WAITV_MAX};
 use std::sync::Arc;
@@ -29,13 +33,20 @@ pub(crate) fn watch(watch: Arc<Watch>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the helper sleeps in a ring.
+/// The generation of the process whose helper has found that it has to do without a ring;
+/// see `generation_of_process`.
+#[cfg(all(feature = "io-uring", not(heirlock_loom)))]
+static WITHOUT: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Whether the helper sleeps in a ring, or will, as far as is known.
 pub(crate) fn has_ring() -> bool {
+    // Relaxed: nothing is read because of it.
     #[cfg(all(feature = "io-uring", not(heirlock_loom)))]
-    let refused = crate::sys::uring::refused().is_some();
+    let has = crate::sys::uring::refused().is_none()
+        && WITHOUT.load(Ordering::Relaxed) != generation_of_process();
     #[cfg(not(all(feature = "io-uring", not(heirlock_loom))))]
-    let refused = true;
-    !refused
+    let has = false;
+    has
 }
 
 /// What the helper does, for as long as the process lives.
@@ -44,6 +55,7 @@ fn work(desk: &Desk<Arc<Watch>>) {
     if has_ring() {
         // It returns if the kernel denies a ring all the same.
         ring::work(desk);
+        WITHOUT.store(generation_of_process(), Ordering::Relaxed);
     }
     let mut watches: Vec<Arc<Watch>> = Vec::new();
     loop {

@@ -65,11 +65,22 @@ impl Watch {
         if !self.is_of_this_process() {
             return true;
         }
-        let mut state = self.state();
-        if !state.over && !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            state.waker = Some(waker.clone());
+        let state = self.state();
+        let over = state.over;
+        if over || state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            return over;
         }
-        state.over
+        drop(state);
+        // Without the lock: to clone or drop a waker may run what it likes, which may end
+        // this very wait.
+        let waker = waker.clone();
+        let mut state = self.state();
+        let over = state.over;
+        // If it is over it was not that one who was told, and it looks now.
+        let former = if over { Some(waker) } else { state.waker.replace(waker) };
+        drop(state);
+        drop(former);
+        over
     }
 
     /// Wakes who waits, for it to look. A waker that panics has said so by then, and is of

@@ -65,6 +65,15 @@ impl Deadline {
         self <= Self::now()
     }
 
+    /// How long it is until then; nothing if it lies in the past.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn left(self) -> Duration {
+        let now = Self::now();
+        let nanos = (self.secs.saturating_sub(now.secs) as i128) * 1_000_000_000
+            + i128::from(self.nanos - now.nanos);
+        u64::try_from(nanos.max(0)).map_or(Duration::MAX, Duration::from_nanos)
+    }
+
     pub(super) fn timespec(self) -> Timespec {
         Timespec { tv_sec: self.secs, tv_nsec: self.nanos as _ }
     }

@@ -17,9 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// A future that waits in it is woken by [`turn`](Self::turn), which is to be called
 /// whenever the ring's descriptor is readable ([`AsFd`]), or an eventfd is that was
 /// registered with it. If nobody does, it waits for ever. In a forked child, whose
-/// reactor does nothing, and where the ring takes no more, the process's helper waits
-/// instead: so it does for a future that is polled by another thread than the one which a
-/// ring wants to submit (`IORING_SETUP_SINGLE_ISSUER`).
+/// reactor does nothing, and where the ring takes no more, or no waits at all (before Linux
+/// 6.7, or if it is for polled I/O), the process's helper waits instead: so it does for a
+/// future that is polled by another thread than the one which a ring wants to submit
+/// (`IORING_SETUP_SINGLE_ISSUER`).
 ///
 /// # Examples
 ///
@@ -92,7 +93,7 @@ impl Reactor {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let mut state = self.state();
-        if state.closed {
+        if state.closed || state.waits.is_unfit() {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         state.waits.add(Arc::clone(watch), watch.words(), watch.until())
@@ -125,7 +126,8 @@ impl Reactor {
         over.len()
     }
 
-    /// Sleeps until something is completed in the ring, or a signal handler runs.
+    /// Has the ring take what there is to be submitted, and sleeps until something is
+    /// completed in it, or a signal handler runs.
     ///
     /// # Errors
     ///
@@ -135,12 +137,18 @@ impl Reactor {
     ///
     /// See the [type](Self).
     pub fn wait(&self) -> io::Result<()> {
+        if self.is_of_this_process() {
+            // If the kernel takes nothing now, the next turn asks again.
+            let _ = self.state().waits.submit();
+        }
         event::wait_until_readable(self.as_fd())
     }
 
     /// Gives access to the ring, for the program's own requests. What is pushed is submitted
-    /// with what else there is, or by `f`, behind a `sync` of the queue. Their `user_data` has
-    /// neither bit 63 nor bit 62. What is completed is taken by [`turn`](Self::turn) alone.
+    /// with what else there is, at the next [`turn`](Self::turn) or [`wait`](Self::wait) at the
+    /// latest, or by `f`, behind a `sync` of the queue. Their `user_data` has neither bit 63
+    /// nor bit 62, and the last of them is not linked to a next one, which would be a
+    /// future's. What is completed is taken by [`turn`](Self::turn) alone.
     ///
     /// No future may be polled meanwhile that waits in this reactor.
     ///

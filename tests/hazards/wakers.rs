@@ -12,6 +12,8 @@ use std::task::{Context, Wake, Waker};
 pub(crate) const TESTS: &[Test] = &[
     ("a_waker_that_panics_costs_nobody_a_lock", a_waker_that_panics_costs_nobody_a_lock),
     ("a_waker_may_poll_its_task_at_once", a_waker_may_poll_its_task_at_once),
+    #[cfg(feature = "io-uring")]
+    ("a_waker_that_is_replaced_may_end_the_wait", a_waker_that_is_replaced_may_end_the_wait),
 ];
 
 static PANICKED: AtomicBool = AtomicBool::new(false);
@@ -84,4 +86,40 @@ fn a_waker_may_poll_its_task_at_once() {
     drop(held);
     kit::until("the task is done", || inline.done.load(SeqCst));
     assert!(LOCKS.iter().all(|lock| *lock.lock() == 1));
+}
+
+/// The last that is left of a task, whose end closes the ring in which another one waits.
+#[cfg(feature = "io-uring")]
+struct Closes(heirlock::uring::Reactor);
+
+#[cfg(feature = "io-uring")]
+impl Wake for Closes {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[cfg(feature = "io-uring")]
+impl Drop for Closes {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// A future that goes from one task to another, of which the first is not needed any more.
+#[cfg(feature = "io-uring")]
+fn a_waker_that_is_replaced_may_end_the_wait() {
+    static LOCK: Mutex<u32> = Mutex::new(0);
+    if let Some(error) = heirlock::uring::refused() {
+        kit::skip(format!("no io_uring here: {error}"));
+    }
+    let ring = io_uring::IoUring::new(8).expect("a ring");
+    let reactor = heirlock::uring::Reactor::new(ring);
+    let held = LOCK.lock();
+    let future = Box::pin(LOCK.lock_async().on(&reactor));
+    let mut task = Task { woken: Arc::default(), future };
+    let first = Waker::from(Arc::new(Closes(reactor)));
+    assert!(task.future.as_mut().poll(&mut Context::from_waker(&first)).is_pending());
+    drop(first);
+    assert!(task.poll().is_pending());
+    drop(held);
+    drop(task.finish(|| ()));
 }

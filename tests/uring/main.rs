@@ -5,6 +5,7 @@ mod kit;
 
 mod acquire;
 mod actor;
+mod again;
 mod deaths;
 mod drops;
 mod guards;
@@ -12,8 +13,8 @@ mod rings;
 
 fn main() {
     kit::run(
-        &[acquire::TESTS, drops::TESTS, deaths::TESTS, guards::TESTS],
-        actor::ROLES,
+        &[acquire::TESTS, drops::TESTS, deaths::TESTS, guards::TESTS, again::TESTS],
+        &[actor::ROLES, again::ROLES].concat(),
         2 * kit::HANG,
     )
 }

@@ -44,6 +44,9 @@ pub(super) fn work(desk: &Desk<Arc<Watch>>) {
                 None => listens = false,
             }
         }
+        if waits.is_unfit() {
+            break;
+        }
     }
     // They come again, to who does without.
     waits.give_up().flatten().for_each(|watch| watch.end());
