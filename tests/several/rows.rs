@@ -28,7 +28,7 @@ fn alive(segment: &Segment<Locks>) -> usize {
 fn wait_for_any(segment: &Segment<Locks>, count: usize) {
     let (tell, told) = mpsc::channel();
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let holder = scope.spawn(move || {
             let held: Vec<_> = segment.iter().map(Mutex::lock).collect();
             tell.send(()).expect("tell");
             let waits = |lock: &Mutex<u64>| heirlock::queue(lock).is_some_and(|all| all.len() == 1);
@@ -38,6 +38,8 @@ fn wait_for_any(segment: &Segment<Locks>, count: usize) {
         told.recv().expect("be told");
         let some: Vec<&Mutex<u64>> = segment[..count].iter().collect();
         drop(lock_any(&some));
+        // To its end: it has left the segment then.
+        holder.join().expect("join");
     });
 }
 
