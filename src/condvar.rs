@@ -130,7 +130,8 @@ impl Condvar {
     ///
     /// Without having waited, if others wait with another mutex, if the mutex lies in
     /// another segment, or if the thread cannot join the segment. If the segment
-    /// turns out to be corrupted while it waits.
+    /// turns out to be corrupted while it waits; then the guard has lost the lock: whoever
+    /// catches the panic may drop it, which releases nothing, and to use it panics.
     ///
     /// # Examples
     ///
@@ -165,7 +166,8 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// As [`Condvar::wait`].
+    /// As [`Condvar::wait`]. The guard has lost the lock, too, if another acquisition that
+    /// this thread has begun is served meanwhile, and has the lock when the time is over.
     ///
     /// # Examples
     ///
@@ -190,7 +192,7 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// As [`Condvar::wait`].
+    /// As [`Condvar::wait_for`].
     ///
     /// # Examples
     ///
@@ -246,7 +248,7 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// As [`Condvar::wait`], and as `condition` does.
+    /// As [`Condvar::wait_for`], and as `condition` does.
     ///
     /// # Examples
     ///
@@ -289,7 +291,7 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// If the lock cannot be acquired again because the segment is corrupted.
+    /// If the lock cannot be acquired again: see [`Condvar::wait_for`].
     ///
     /// # Examples
     ///
@@ -330,7 +332,7 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// If the lock cannot be acquired again because the segment is corrupted.
+    /// If the lock cannot be acquired again: see [`Condvar::wait_for`].
     ///
     /// # Examples
     ///
@@ -367,7 +369,7 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// If the lock cannot be acquired again because the segment is corrupted.
+    /// If the lock cannot be acquired again: see [`Condvar::wait_for`].
     ///
     /// # Examples
     ///

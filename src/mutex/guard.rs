@@ -76,20 +76,6 @@ impl fmt::Display for DeadOwner {
     }
 }
 
-/// The lock of a guard could not be acquired again, because of corruption mostly. It may
-/// be this thread's all the same: then the guard, which stays, goes on to release it,
-/// and the end of an acquisition is counted for which there has to be a beginning.
-#[cold]
-fn lost(me: &Current, failed: Failed) -> ! {
-    me.count_acquired();
-    fail(failed)
-}
-
-/// Releases what a guard holds, for as long as there is the guard.
-fn release(raw: &RawMutex, me: &Current) {
-    released(raw.unlock(me, me.is_marked()));
-}
-
 /// Releases what a guard held that is gone.
 #[inline(always)]
 fn drop_guard(raw: &RawMutex, me: &Current) {
@@ -103,6 +89,11 @@ fn drop_guard(raw: &RawMutex, me: &Current) {
 
 #[cold]
 fn drop_slow(raw: &RawMutex, me: Current) {
+    // SAFETY: it was the guard's, and of those that are copied (by `MutexGuard::map`, and
+    // for `lock_api`) none is without its lock.
+    if unsafe { me.free_nowhere() } {
+        return;
+    }
     let result = raw.unlock_slow(&me);
     if result.is_ok() && me.home() != Home::Thread {
         give_back(me);
@@ -118,7 +109,10 @@ fn released(result: Result<(), Corrupted>) {
 }
 
 #[cold]
-fn copied_guard() -> ! {
+fn void_guard(me: Current) -> ! {
+    if me.home() == Home::Nowhere {
+        panic!("heirlock: this guard has lost its lock, which could not be acquired again")
+    }
     panic!("heirlock: this guard was copied by fork; the parent holds the lock, not the child")
 }
 
@@ -181,7 +175,22 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     #[inline(always)]
     fn check_process(&self) {
         if !self.me.is_of_this_process() {
-            copied_guard();
+            void_guard(self.me);
+        }
+    }
+
+    /// The lock was released, or is to be, and `failed` to be acquired again: from here on
+    /// there is a guard without a lock, which somebody may have who caught the panic.
+    ///
+    /// Where memory is corrupted the lock may be the row's all the same. Then it stays that
+    /// until the thread ends, as after a `lock` that failed so.
+    #[cold]
+    fn lose(&mut self, failed: &Failed) {
+        let me = self.me;
+        self.me = me.nowhere();
+        if let Failed::OwnedByCaller = failed {
+            // By another row of the thread's, or another guard of the same one.
+            give_back(me);
         }
     }
 
@@ -233,7 +242,9 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     ///
     /// # Panics
     ///
-    /// As [`Mutex::lock`].
+    /// As [`Mutex::lock`]: if `f` keeps the lock, say. Then the guard has lost it: whoever
+    /// catches the panic may drop the guard, which releases nothing, and to use it panics.
+    /// (If `f` panics and the lock cannot be acquired again, that is all that tells.)
     ///
     /// # Examples
     ///
@@ -256,12 +267,23 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
                 let limits = Limits { detect: Detect::Never, ..Limits::default() };
                 match self.0.mutex.raw.lock(&self.0.me, limits) {
                     Ok(hasty) => self.0.me = self.0.me.marked(hasty),
-                    Err(failed) => lost(&self.0.me, failed),
+                    Err(failed) => {
+                        self.0.lose(&failed);
+                        // A second panic would abort, and say less than the first.
+                        if !thread::panicking() {
+                            fail(failed);
+                        }
+                    }
                 }
             }
         }
         this.check_process();
-        release(&this.mutex.raw, &this.me);
+        if let Err(corrupted) = this.mutex.raw.unlock(&this.me, this.me.is_marked()) {
+            // Nobody knows whose the lock is now.
+            let failed = corrupted.into();
+            this.lose(&failed);
+            fail(failed);
+        }
         // Until then the guard holds nothing that could be released on the fast path.
         this.me = this.me.marked(false);
         // Also on unwinding: the guard will release the lock.
@@ -270,7 +292,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     }
 
     /// Releases the lock, waits for `condvar`, and has the lock again if that returns,
-    /// as a success or not.
+    /// as a success or not. If it panics because it has not, it has lost the lock.
     pub(crate) fn wait_for_news(
         this: &mut Self,
         condvar: &RawCondvar,
@@ -289,7 +311,10 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
                 this.me = this.me.marked(hasty);
                 Ok(outcome)
             }
-            Err(Refused::Lost(failed)) => lost(&this.me, failed),
+            Err(Refused::Lost(failed)) => {
+                this.lose(&failed);
+                fail(failed)
+            }
             Err(refused) => {
                 this.me = this.me.marked(mark);
                 Err(match refused {
@@ -305,7 +330,7 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     ///
     /// # Panics
     ///
-    /// As [`Mutex::lock`].
+    /// As [`MutexGuard::unlocked`].
     ///
     /// # Examples
     ///
@@ -375,7 +400,8 @@ impl<T: ?Sized> Deref for MutexGuard<'_, T> {
     #[inline]
     fn deref(&self) -> &T {
         self.check_process();
-        // SAFETY: the lock is held by this thread, in this process.
+        // SAFETY: the lock is held by this thread, in this process: a guard that has lost
+        // it is not of this process.
         unsafe { &*self.mutex.value.get() }
     }
 }
@@ -452,7 +478,7 @@ impl<'a, U: ?Sized> MappedMutexGuard<'a, U> {
     #[inline(always)]
     fn check_process(&self) {
         if !self.me.is_of_this_process() {
-            copied_guard();
+            void_guard(self.me);
         }
     }
 }

@@ -116,6 +116,8 @@ pub(crate) enum Home {
     Lease,
     /// The process's keeper's, for whichever thread has it at the moment.
     Process,
+    /// Nobody's: it is in no table, and belongs to a guard without a lock.
+    Nowhere,
 }
 
 /// A row in a segment, and whatever else belongs to who uses it. It stays on its
@@ -152,6 +154,26 @@ impl Attachment {
 
     pub(crate) fn home(&self) -> Home {
         self.home.get()
+    }
+
+    /// One without a row, which holds nothing and never will: whoever asks takes it for
+    /// another process's.
+    pub(super) fn nowhere(mapping: &Arc<Mapping>) -> Box<Self> {
+        let attachment = Self {
+            home: Cell::new(Home::Nowhere),
+            place: Cell::new(0),
+            id: Cell::new(Id::new(0, 1)),
+            owner_as: Cell::new(Id::new(0, 1)),
+            hasty: Cell::new(false),
+            held: Cell::new(0),
+            tid: 0,
+            inherited: Mutex::new(Vec::new()),
+            outlives_thread: Cell::new(false),
+            broken: Cell::new(false),
+            enlisted: None,
+            mapping: Arc::clone(mapping),
+        };
+        Box::new(attachment)
     }
 
     /// Makes it one of the leases, which all release with a fence: so whoever drops a

@@ -1,7 +1,7 @@
 //! Which row the calling thread has in the segment around an address.
 #![allow(unsafe_code)]
 
-use super::attach::{AttachError, Attachment, Reclaim, attach, forget_process_identity};
+use super::attach::{AttachError, Attachment, Home, Reclaim, attach, forget_process_identity};
 use super::lease;
 use crate::memory::map::Mapping;
 use crate::memory::registry::{self, Found};
@@ -43,6 +43,27 @@ impl Current {
         self.0.addr().get() & MARK != 0
     }
 
+    /// What a guard has in its stead that has lost its lock. Everything that looks whether
+    /// a guard is this process's finds that it is not.
+    pub(crate) fn nowhere(self) -> Self {
+        Self(NonNull::from(Box::leak(Attachment::nowhere(self.mapping()))))
+    }
+
+    /// Frees it, if it is such a one. Whether it was.
+    ///
+    /// # Safety
+    ///
+    /// The guard that had it is gone, and no copy of it is used any more.
+    pub(crate) unsafe fn free_nowhere(self) -> bool {
+        let nowhere = self.home() == Home::Nowhere;
+        if nowhere {
+            // SAFETY: `nowhere` leaked it from a box for that guard, which was the only
+            // one to refer to it.
+            drop(unsafe { Box::from_raw(self.unmarked().as_ptr()) });
+        }
+        nowhere
+    }
+
     /// Whether both are the same attachment, whatever their bits.
     pub(crate) fn is_same(self, other: Self) -> bool {
         self.unmarked() == other.unmarked()
@@ -68,7 +89,8 @@ impl Deref for Current {
         // lock. A `Current` lives in a guard, whose lock is held, or in an
         // operation on a lock that lies in the segment, which is therefore
         // open; `prune` leaves open segments alone. (For leases see there.) In a
-        // forked child the parent's attachments are leaked.
+        // forked child the parent's attachments are leaked. One of nowhere is the
+        // guard's own, which frees it last.
         unsafe { self.unmarked().as_ref() }
     }
 }

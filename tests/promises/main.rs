@@ -12,6 +12,7 @@ mod guard;
 mod identity;
 mod injection;
 mod interruption;
+mod lost;
 mod order;
 mod parking;
 mod patience;
@@ -30,6 +31,7 @@ fn main() {
             death::TESTS,
             identity::TESTS,
             guard::TESTS,
+            lost::TESTS,
             interruption::TESTS,
             parking::TESTS,
             #[cfg(feature = "lock_api")]
