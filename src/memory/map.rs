@@ -239,9 +239,11 @@ impl Mapping {
     /// the private memory of a forked child.
     pub(super) fn bury_everybody(&self) {
         for index in 1..=self.rows() {
-            let life = self.life_word(index);
-            if life.load(Ordering::Relaxed) != 0 {
-                life.store(robust_list::DIED, Ordering::Relaxed);
+            let life = self.life(index);
+            if life.word.load(Ordering::Relaxed) != 0 {
+                // Nor has a process kept anything.
+                life.of_process.store(0, Ordering::Relaxed);
+                life.word.store(robust_list::DIED, Ordering::Relaxed);
             }
         }
     }

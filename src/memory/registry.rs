@@ -4,6 +4,7 @@ use super::map::Mapping;
 use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::process;
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -99,17 +100,19 @@ pub(super) fn unregister(mapping: &Mapping) {
 type Forking = (MutexGuard<'static, Registry>, Vec<Arc<Mapping>>);
 
 thread_local! {
-    static FORKING: RefCell<Option<Forking>> = const { RefCell::new(None) };
+    /// Without a destructor, so that it works in those of other thread-locals: a child
+    /// that is forked there has to forget its parent, too.
+    static FORKING: ManuallyDrop<RefCell<Option<Forking>>> =
+        const { ManuallyDrop::new(RefCell::new(None)) };
 }
 
 extern "C" fn before_fork() {
-    if FORKING.try_with(|slot| slot.borrow().is_some()) == Ok(true) {
+    if FORKING.with(|slot| slot.borrow().is_some()) {
         return;
     }
     let registry = REGISTRY.lock().unwrap_or_else(PoisonError::into_inner);
     let shared = registry.shared.iter().filter_map(|(_, mapping)| mapping.upgrade()).collect();
-    // A thread whose thread-locals are gone already forks without the lock.
-    let _ = FORKING.try_with(|slot| slot.replace(Some((registry, shared))));
+    FORKING.with(|slot| slot.replace(Some((registry, shared))));
 }
 
 extern "C" fn after_fork() {
@@ -132,7 +135,7 @@ extern "C" fn in_child() {
 }
 
 fn release(first: impl FnOnce(&Registry, &[Arc<Mapping>])) {
-    if let Ok(Some((registry, shared))) = FORKING.try_with(RefCell::take) {
+    if let Some((registry, shared)) = FORKING.with(|slot| slot.take()) {
         first(&registry, &shared);
         drop(registry);
         // Only now: dropping the last `Arc` locks the registry.

@@ -362,17 +362,20 @@ impl Attachment {
         release_claim(&self.mapping, index);
     }
 
+    /// Whether the thread may leave as if it went on.
+    pub(super) fn may_detach(&self) -> bool {
+        self.holds_nothing() && !self.is_broken()
+    }
+
     /// Leaves at the end of the thread, which may hold locks, or have a wait `under_way`:
-    /// then the row stays until the kernel has marked it, and those who wait inherit. If
-    /// no kernel will, it is given back, for [`Self::mark_dead`].
-    #[must_use]
-    pub(crate) fn leave_at_thread_end(self: Box<Self>, under_way: bool) -> Option<NonNull<Self>> {
-        if self.holds_nothing() && !self.is_broken() && !under_way {
-            self.detach();
-            return None;
+    /// then the row stays until the kernel has marked it, and those who wait inherit. No
+    /// guard of the thread will be dropped any more.
+    pub(super) fn leave_at_thread_end(self: Box<Self>, under_way: bool) {
+        if self.may_detach() && !under_way {
+            return self.detach();
         }
-        // The node must stay mapped until the kernel has walked the list, and
-        // a guard in another thread-local may still point here.
+        // The node must stay mapped until the kernel has walked the list, and whoever has
+        // forgotten a guard may find it again.
         let this = Box::leak(self);
         if this.outlives_thread.get() {
             // The life word stays alive, but another thread may get the TID;
@@ -385,16 +388,18 @@ impl Attachment {
             // Release: hands on what the thread did, as its end would have.
             this.life().store(OF_PROCESS, Ordering::Release);
             this.table().relay(this.id().index());
-            return None;
+        } else if this.enlisted.is_none() {
+            this.mark_dead();
         }
-        this.enlisted.is_none().then(|| NonNull::from(this))
     }
 
-    /// Says that the thread is dead, of which no guard will be dropped any more.
+    /// Says that the thread is dead, as no kernel will.
     pub(crate) fn mark_dead(&self) {
+        // From before the word says so: or else who re-uses the row would lose the claim.
+        let _registry = registry::lock();
+        // Release: hands on what the thread did.
         self.life().store(DIED, Ordering::Release);
         self.table().relay(self.id().index());
-        let _registry = registry::lock();
         release_claim(&self.mapping, self.id().index());
     }
 }
@@ -439,7 +444,7 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
             next.store(index, Ordering::Relaxed);
             let life = mapping.life_word(index).load(Ordering::Acquire);
             let differs = life == 0 || last_tid(table, index) != Some(tid);
-            let free = is_free(life) && differs && may_reuse(table, index, life);
+            let free = is_free(table, index, life) && differs && may_reuse(table, index, life);
             if free && try_claim(mapping, index)? {
                 return Ok(Some(Claim { mapping, index }));
             }
@@ -465,7 +470,7 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
     // mark show here, too.
     for index in 1..=used {
         let life = mapping.life_word(index).load(Ordering::Acquire);
-        let free = is_free(life) || bury_if_gone(mapping, index, life);
+        let free = is_free(table, index, life) || bury_if_gone(mapping, index, life);
         if free && may_reuse(table, index, DIED) && try_claim(mapping, index)? {
             return Ok(Claim { mapping, index });
         }
@@ -473,8 +478,8 @@ fn claim(mapping: &Mapping, tid: u32) -> Result<Claim<'_>, AttachError> {
     Err(AttachError::Full { capacity: table.capacity() })
 }
 
-fn is_free(life: u32) -> bool {
-    life == 0 || life & OWNER_DIED != 0
+fn is_free(table: Table, index: u32, life: u32) -> bool {
+    life == 0 || life & OWNER_DIED != 0 && !table.is_kept(index, life)
 }
 
 /// The TID of the last user of a row.
@@ -650,10 +655,7 @@ pub(crate) fn attach(
         && let Err(corrupted) = reclaim(&attachment)
     {
         attachment.mark_broken();
-        if let Some(attachment) = attachment.leave_at_thread_end(false) {
-            // SAFETY: it was leaked.
-            unsafe { attachment.as_ref() }.mark_dead();
-        }
+        attachment.leave_at_thread_end(false);
         return Err(corrupted.into());
     }
     // Somebody may have begun to watch the row before it was unlinked.

@@ -168,54 +168,55 @@ thread_local! {
     static ALL: ManuallyDrop<RefCell<Vec<Entry>>> =
         const { ManuallyDrop::new(RefCell::new(Vec::new())) };
 
+    /// What the thread could not leave yet when it was to, and whether it is on lease.
+    static LATE: ManuallyDrop<RefCell<Vec<(Entry, bool)>>> =
+        const { ManuallyDrop::new(RefCell::new(Vec::new())) };
+
     static LEAVE: Leave = const { Leave };
 }
 
-/// Leaves every segment when the thread ends. What attaches later, in the
-/// destructors of other thread-locals, stays until the kernel marks it.
+/// Leaves every segment when the thread ends. Not yet what holds a lock, which a
+/// thread-local that goes later may release, or leak; and one may attach anew.
 struct Leave;
 
 impl Drop for Leave {
     fn drop(&mut self) {
-        HOT.set(COLD);
-        let entries = ALL.with(|all| all.take()).into_iter().map(|entry| (entry, false));
-        let mut unmarked = Vec::new();
-        for (entry, lent) in entries.chain(lease::leave()) {
-            // SAFETY: the entries own their attachments, and all places that
-            // hand them out have just been emptied; a `Current` in a guard
-            // that outlives this keeps `held` above 0, and then the memory is
-            // not freed, nor is it if the attachment is lent.
-            let attachment = unsafe { Box::from_raw(entry.attachment.as_ptr()) };
-            if attachment.is_of_this_process() {
-                unmarked.extend(attachment.leave_at_thread_end(lent));
-            } else {
-                std::mem::forget(attachment);
-            }
-        }
-        if !unmarked.is_empty() {
-            // Not yet: a thread-local that goes later may hold a guard.
-            let unmarked = Box::into_raw(Box::new(unmarked));
-            if !process::after_thread_locals(mark_dead, unmarked.cast()) {
-                // SAFETY: nobody else has taken it.
-                unsafe { mark_dead(unmarked.cast()) };
-            }
+        leave();
+        if LATE.with(|late| !late.borrow().is_empty()) && !leave_for_good_later() {
+            leave_for_good(core::ptr::null_mut());
         }
     }
 }
 
-/// # Safety
-///
-/// `unmarked` is a `Box<Vec<NonNull<Attachment>>>`, which this takes, of leaked
-/// attachments of the calling thread.
-unsafe extern "C" fn mark_dead(unmarked: *mut core::ffi::c_void) {
-    // SAFETY: by contract.
-    let unmarked = unsafe { Box::from_raw(unmarked.cast::<Vec<NonNull<Attachment>>>()) };
-    for attachment in *unmarked {
-        // SAFETY: by contract.
-        let attachment = unsafe { attachment.as_ref() };
+/// Leaves every segment in which the thread holds nothing.
+fn leave() {
+    HOT.set(COLD);
+    let entries = ALL.with(|all| all.take()).into_iter().map(|entry| (entry, false));
+    for (entry, lent) in entries.chain(lease::leave()) {
+        if lent || !entry.attachment().may_detach() {
+            LATE.with(|late| late.borrow_mut().push((entry, lent)));
+        } else {
+            // SAFETY: all places that hand it out have just been emptied, and a `Current`
+            // in a guard that outlives this keeps `held` above 0.
+            unsafe { entry.discard() };
+        }
+    }
+}
+
+/// Has [`leave_for_good`] called; `false` if that cannot be had.
+fn leave_for_good_later() -> bool {
+    process::after_thread_locals(leave_for_good, NonNull::dangling().as_ptr())
+}
+
+/// Leaves every segment when the thread-locals are gone.
+extern "C" fn leave_for_good(_: *mut core::ffi::c_void) {
+    leave();
+    for (entry, lent) in LATE.with(|late| late.take()) {
         // A child that a thread-local's destructor forked ends its thread, too.
-        if attachment.is_of_this_process() {
-            attachment.mark_dead();
+        if entry.attachment().is_of_this_process() {
+            // SAFETY: the entry owned it; it is not freed if it is lent, or holds
+            // anything still.
+            unsafe { Box::from_raw(entry.attachment.as_ptr()) }.leave_at_thread_end(lent);
         }
     }
 }
@@ -314,7 +315,10 @@ pub(super) fn expect_forks() {
 /// Has the thread leave all segments when it ends.
 pub(super) fn leave_at_end() {
     // Registers the destructor; fails where it has run.
-    let _ = LEAVE.try_with(|_| ());
+    if LEAVE.try_with(|_| ()).is_err() {
+        // If this fails, too, the row stays until the kernel marks it.
+        leave_for_good_later();
+    }
 }
 
 extern "C" fn nothing() {}
@@ -342,6 +346,11 @@ extern "C" fn disown_parent() {
     ALL.with(|all| {
         // Borrowed only if a signal handler forked in the middle of an attach.
         for entry in all.try_borrow().iter().flat_map(|all| all.iter()) {
+            entry.attachment().disown();
+        }
+    });
+    LATE.with(|late| {
+        for (entry, _) in late.try_borrow().iter().flat_map(|late| late.iter()) {
             entry.attachment().disown();
         }
     });

@@ -42,7 +42,12 @@ impl Table<'_> {
     /// keeper ends; but the OFD lock, whose description belongs to all threads, is dropped
     /// when the last of them has let go of its files, and none comes back from there.
     pub(crate) fn is_dead(self, index: u32, life: u32) -> bool {
-        died(life) && (life & OWNER_DIED == 0 || !self.is_of_process(index) || self.is_gone(index))
+        died(life) && !self.is_kept(index, life)
+    }
+
+    /// Whether row `index` is marked dead, and what its user held is still its process's.
+    pub(super) fn is_kept(self, index: u32, life: u32) -> bool {
+        life & OWNER_DIED != 0 && self.is_of_process(index) && !self.is_gone(index)
     }
 
     /// Whether what the user of row `index` holds is its process's.
@@ -60,10 +65,13 @@ impl Table<'_> {
         if active(Fault::LivesByItsKeeper) {
             return true;
         }
-        // In private memory it is this process, or its parent.
-        let Some(fd) = self.mapping().witness() else { return true };
-        // Where it cannot be asked the word has to do.
-        !matches!(ofd_lock::locked_elsewhere(fd, witness_byte(index)), Ok(true))
+        // In private memory it is this process: what its parent had is nobody's here (see
+        // `Mapping::bury_everybody`).
+        let Some(file) = self.mapping().file() else { return false };
+        // The description that has this process's own bytes would not tell of them, nor is
+        // there one before the first attach. Where it cannot be asked the word has to do.
+        !self.mapping().claimed_here(index)
+            && !matches!(ofd_lock::locked_elsewhere(file, witness_byte(index)), Ok(true))
     }
 
     /// How `id` fares.

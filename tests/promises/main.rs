@@ -12,6 +12,7 @@ mod guard;
 mod identity;
 mod injection;
 mod interruption;
+mod leaked;
 mod lost;
 mod order;
 mod parking;
@@ -32,6 +33,7 @@ fn main() {
             identity::TESTS,
             guard::TESTS,
             lost::TESTS,
+            leaked::TESTS,
             interruption::TESTS,
             parking::TESTS,
             #[cfg(feature = "lock_api")]
@@ -46,6 +48,7 @@ fn main() {
         ],
         &[
             identity::ROLES,
+            leaked::ROLES,
             injection::ROLES,
             policy::ROLES,
             patience::ROLES,
