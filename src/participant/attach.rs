@@ -368,9 +368,9 @@ impl Attachment {
     }
 
     /// Leaves at the end of the thread, which may hold locks, or have a wait `under_way`:
-    /// then the row stays until the kernel has marked it, and those who wait inherit. No
-    /// guard of the thread will be dropped any more.
-    pub(super) fn leave_at_thread_end(self: Box<Self>, under_way: bool) {
+    /// then the row stays until the kernel has marked it, if it is to be `seen` by that,
+    /// and those who wait inherit. No guard of the thread will be dropped any more.
+    pub(super) fn leave_at_thread_end(self: Box<Self>, under_way: bool, seen: bool) {
         if self.may_detach() && !under_way {
             return self.detach();
         }
@@ -388,7 +388,7 @@ impl Attachment {
             // Release: hands on what the thread did, as its end would have.
             this.life().store(OF_PROCESS, Ordering::Release);
             this.table().relay(this.id().index());
-        } else if this.enlisted.is_none() {
+        } else if !seen || this.enlisted.is_none() {
             this.mark_dead();
         }
     }
@@ -397,9 +397,18 @@ impl Attachment {
     pub(crate) fn mark_dead(&self) {
         // From before the word says so: or else who re-uses the row would lose the claim.
         let _registry = registry::lock();
+        if let Some(Enlisted { list, node, .. }) = &self.enlisted {
+            // As in `detach`: a kill in between leaves it to the kernel.
+            list.set_pending(Some(self.life()));
+            // SAFETY: `attach` linked it, on this thread, once.
+            unsafe { list.unlink(*node) };
+        }
         // Release: hands on what the thread did.
         self.life().store(DIED, Ordering::Release);
         self.table().relay(self.id().index());
+        if let Some(Enlisted { list, .. }) = &self.enlisted {
+            list.set_pending(None);
+        }
         release_claim(&self.mapping, self.id().index());
     }
 }
@@ -655,7 +664,7 @@ pub(crate) fn attach(
         && let Err(corrupted) = reclaim(&attachment)
     {
         attachment.mark_broken();
-        attachment.leave_at_thread_end(false);
+        attachment.leave_at_thread_end(false, true);
         return Err(corrupted.into());
     }
     // Somebody may have begun to watch the row before it was unlinked.

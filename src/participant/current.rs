@@ -208,15 +208,23 @@ fn leave_for_good_later() -> bool {
     process::after_thread_locals(leave_for_good, NonNull::dangling().as_ptr())
 }
 
+/// How many rows on lease are left to the kernel. It marks 2048 of a thread's, the latest
+/// ones, and the thread's own are among the first.
+const LEFT_TO_KERNEL: usize = 1024;
+
 /// Leaves every segment when the thread-locals are gone.
 extern "C" fn leave_for_good(_: *mut core::ffi::c_void) {
     leave();
-    for (entry, lent) in LATE.with(|late| late.take()) {
+    let late = LATE.with(|late| late.take());
+    let mut unseen = late.iter().filter(|(_, lent)| *lent).count().saturating_sub(LEFT_TO_KERNEL);
+    for (entry, lent) in late {
+        let seen = !lent || unseen == 0;
+        unseen -= usize::from(!seen);
         // A child that a thread-local's destructor forked ends its thread, too.
         if entry.attachment().is_of_this_process() {
             // SAFETY: the entry owned it; it is not freed if it is lent, or holds
             // anything still.
-            unsafe { Box::from_raw(entry.attachment.as_ptr()) }.leave_at_thread_end(lent);
+            unsafe { Box::from_raw(entry.attachment.as_ptr()) }.leave_at_thread_end(lent, seen);
         }
     }
 }
