@@ -98,7 +98,10 @@
 //! * Locks cannot be used in signal handlers (which may cancel waits, and
 //!   [unpark](thread::Thread::unpark)).
 //! * A child made by a raw `clone` or `vfork`, past `pthread_atfork`, must not
-//!   use what it copied.
+//!   use what it copied. It has copied the descriptor, too, by which others see that its
+//!   parent is gone: what that held as a process, by the guards of futures and leaked
+//!   ones, is not inherited before the child has ended, or called `exec` (as one of
+//!   `posix_spawn` does at once).
 //!
 //! The kernel facts behind this, each with the test that checks it, are in
 //! `kernel-notes.md`; the structure of the code is in `ARCHITECTURE.md`. The [`guide`]

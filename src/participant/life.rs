@@ -41,6 +41,9 @@ impl Table<'_> {
     /// thread's own row the life word tells all. A row of the process is marked when the
     /// keeper ends; but the OFD lock, whose description belongs to all threads, is dropped
     /// when the last of them has let go of its files, and none comes back from there.
+    ///
+    /// (A child that was made past `pthread_atfork` has a copy of the descriptor. While it
+    /// has not ended or called `exec`, it keeps its dead parent's rows of this kind alive.)
     pub(crate) fn is_dead(self, index: u32, life: u32) -> bool {
         died(life) && !self.is_kept(index, life)
     }

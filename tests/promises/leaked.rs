@@ -151,7 +151,11 @@ fn joins(lock: &Mutex<u64>, segment: &Segment<crate::kit::Board>) -> bool {
 fn fork_late() {
     let held = STATICS[0].lock();
     let ending = thread_with_late(
-        || STATICS[1].lock(),
+        || {
+            // Whatever the thread needs to fork goes before it forks the second time.
+            fork(|| ()).succeed();
+            STATICS[1].lock()
+        },
         |guard| {
             let child = fork(|| {
                 let message = panic_of(|| *guard);
