@@ -129,9 +129,10 @@ impl Condvar {
     /// # Panics
     ///
     /// Without having waited, if others wait with another mutex, if the mutex lies in
-    /// another segment, or if the thread cannot join the segment. If the segment
-    /// turns out to be corrupted while it waits; then the guard has lost the lock: whoever
-    /// catches the panic may drop it, which releases nothing, and to use it panics.
+    /// another segment, if the thread waits for the mutex itself in a ring, or if it
+    /// cannot join the segment. If the segment turns out to be corrupted while it
+    /// waits; then the guard has lost the lock: whoever catches the panic may drop it,
+    /// which releases nothing, and to use it panics.
     ///
     /// # Examples
     ///

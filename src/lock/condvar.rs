@@ -107,6 +107,9 @@ pub(crate) enum Outcome {
 pub(crate) enum Refused {
     /// Others wait to return to another mutex. The mutex is still the caller's.
     OtherMutex,
+    /// The caller waits for the mutex itself, in a row on lease: it would be handed that,
+    /// and sleep. The mutex is still the caller's.
+    WouldDeadlock,
     /// The mutex is still the caller's.
     Corrupted(Corrupted),
     /// The mutex is not the caller's any more.
@@ -147,6 +150,9 @@ impl RawCondvar {
         if me.is_broken() {
             let what = "the thread met that in an earlier operation";
             return Err(Refused::Corrupted(Corrupted(what)));
+        }
+        if mutex.is_awaited_by_caller(me) {
+            return Err(Refused::WouldDeadlock);
         }
         let row = me.row();
         // Published by the guard's taking, and the doorway. Release, the first one, as in

@@ -319,7 +319,8 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
                 this.me = this.me.marked(mark);
                 Err(match refused {
                     Refused::Corrupted(corrupted) => corrupted.into(),
-                    _ => Unusable::OtherMutex,
+                    Refused::WouldDeadlock => Unusable::WouldDeadlock,
+                    Refused::OtherMutex | Refused::Lost(_) => Unusable::OtherMutex,
                 })
             }
         }

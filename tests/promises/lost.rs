@@ -18,6 +18,8 @@ pub(crate) const TESTS: &[Test] = &[
     #[cfg(feature = "io-uring")]
     ("a_guard_on_lease_that_is_void_gives_its_row_back", on_lease),
     #[cfg(feature = "io-uring")]
+    ("who_waits_for_the_lock_in_a_ring_does_not_wait_for_a_condition_variable", refused),
+    #[cfg(feature = "io-uring")]
     ("a_guard_that_waited_until_its_own_thread_had_the_lock_is_void", waited),
 ];
 
@@ -149,12 +151,34 @@ fn on_lease() {
     leaves_nothing(&path, segment);
 }
 
+/// It would hand the lock to itself, and sleep.
 #[cfg(feature = "io-uring")]
-fn waited() {
+fn refused() {
     let (path, segment) = board();
     let (lock, condvar) = (&segment.locks[0], &segment.condvars[0]);
     let mut guard = lock.lock();
     let acquire = queued(lock);
+    for message in [
+        panic_of(|| condvar.wait_for(&mut guard, Duration::from_secs(60)).timed_out()),
+        panic_of(|| condvar.wait(&mut guard)),
+    ] {
+        assert!(message.contains(MINE), "{message}");
+    }
+    *guard += 1;
+    assert!(queue(lock).is_some_and(|queue| queue.len() == 1), "it has kept the lock");
+    drop(guard);
+    is_the_only_one(lock, acquired(acquire));
+    leaves_nothing(&path, segment);
+}
+
+/// Through another mapping of the segment, which is not looked at before.
+#[cfg(feature = "io-uring")]
+fn waited() {
+    let (path, segment) = board();
+    let again: Segment<Board> = Segment::open(&path).expect("open");
+    let (lock, condvar) = (&segment.locks[0], &segment.condvars[0]);
+    let mut guard = lock.lock();
+    let acquire = queued(&again.locks[0]);
     let wait = |guard: &mut _| condvar.wait_for(guard, Duration::from_millis(1)).timed_out();
     let message = panic_of(|| wait(&mut guard));
     assert!(message.contains(MINE), "{message}");
@@ -162,7 +186,12 @@ fn waited() {
     let message = panic_of(|| wait(&mut guard));
     assert!(message.contains("lost its lock"), "{message}");
     drop_void(lock, guard);
-    assert!(wait(&mut slot), "who has the lock can wait");
-    is_the_only_one(lock, slot);
-    leaves_nothing(&path, segment);
+    let condvar = &again.condvars[0];
+    assert!(
+        condvar.wait_for(&mut slot, Duration::from_millis(1)).timed_out(),
+        "who has the lock can wait"
+    );
+    is_the_only_one(&again.locks[0], slot);
+    drop(segment);
+    leaves_nothing(&path, again);
 }
