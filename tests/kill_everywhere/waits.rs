@@ -8,7 +8,7 @@ use crate::trace::{UNTIL, marker};
 use crate::victim::{Outcome, live_on};
 use heirlock::select::{lock_any, lock_any_with};
 use heirlock::uring::{AsyncAcquire, Entries, Progress};
-use heirlock::{LockOptions, Mutex, MutexGuard, Participant, Segment};
+use heirlock::{LockError, LockOptions, Mutex, MutexGuard, Participant, Segment};
 use io_uring::{IoUring, cqueue, opcode};
 use std::hint::black_box;
 use std::mem::forget;
@@ -87,7 +87,13 @@ fn under_way<'m>(
     ring: &mut IoUring,
     options: &LockOptions<'m>,
 ) -> AsyncAcquire<'m, u64> {
-    let (acquire, progress) = lock.start_with(options, NAME).expect("start");
+    let (acquire, progress) = loop {
+        match lock.start_with(options, NAME) {
+            // A slow machine had the time be over before it looked.
+            Err(LockError::TimedOut) => {}
+            begun => break begun.expect("start"),
+        }
+    };
     let Progress::Again(entries) = progress else { panic!("it has to wait: {progress:?}") };
     push(ring, &entries);
     ring.submit().expect("submit");

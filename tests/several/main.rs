@@ -43,10 +43,14 @@ impl Wake for Woken {
 }
 
 impl<F: Future> Task<F> {
+    fn new(future: F) -> Self {
+        Self { woken: Arc::default(), future: Box::pin(future) }
+    }
+
     /// A task that has to wait.
     #[track_caller]
     fn waiting(future: F) -> Self {
-        let mut task = Self { woken: Arc::default(), future: Box::pin(future) };
+        let mut task = Self::new(future);
         assert!(task.poll().is_pending(), "it was to wait");
         task
     }

@@ -2,7 +2,7 @@
 //! overflow, or go away.
 
 use crate::kit::{Got, Puppet, Test, board, board_of, until};
-use crate::rings::{Kind, Loop, Over, PLAIN, push, require, with_each};
+use crate::rings::{Kind, Loop, Over, PLAIN, push, require, start_in_time, with_each};
 use heirlock::uring::{AsyncAcquire, Entries, Progress};
 use heirlock::{LockOptions, Mutex, Snapshot};
 use nix::errno::Errno;
@@ -137,7 +137,7 @@ fn over() {
         drop(acquire);
         assert!(mutex.is_locked(), "the guard holds it");
         let options = LockOptions::new().timeout(Duration::from_millis(1));
-        let (mut late, progress) = mutex.start_with(&options, 2).expect("start");
+        let (mut late, progress) = start_in_time(&mutex, &options, 2);
         let Progress::Again(entries) = progress else { panic!("it is held") };
         ring.push(&entries);
         while !matches!(ring.step(&mut late), Progress::TimedOut) {}

@@ -2,7 +2,7 @@
 
 use crate::kit::until;
 use heirlock::uring::{self, AsyncAcquire, Entries, Progress};
-use heirlock::{LockOptions, Mutex, MutexGuard};
+use heirlock::{LockError, LockOptions, Mutex, MutexGuard};
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, cqueue, opcode, squeue};
 use std::collections::{BTreeMap, VecDeque};
@@ -64,6 +64,20 @@ pub(crate) fn push(ring: &mut IoUring, entries: &[squeue::Entry]) -> bool {
     unsafe { ring.submission().push_multiple(entries) }.is_ok()
 }
 
+/// Begins; once more if a slow machine had the time be over before it looked.
+pub(crate) fn start_in_time<'m>(
+    mutex: &'m Mutex<u64>,
+    options: &LockOptions<'m>,
+    name: u64,
+) -> (AsyncAcquire<'m, u64>, Progress<'m, u64>) {
+    loop {
+        match mutex.start_with(options, name) {
+            Err(LockError::TimedOut) => {}
+            begun => return begun.expect("start"),
+        }
+    }
+}
+
 /// How an acquisition ended.
 #[derive(Debug)]
 pub(crate) enum Over<'m> {
@@ -120,7 +134,7 @@ impl<'m> Loop<'m> {
     /// Begins, and submits what there is to be.
     pub(crate) fn start_with(&mut self, mutex: &'m Mutex<u64>, options: &LockOptions<'m>) -> u64 {
         self.last += 1;
-        let begun = mutex.start_with(options, self.last).expect("start");
+        let begun = start_in_time(mutex, options, self.last);
         self.take_on(begun);
         self.submit();
         self.last
