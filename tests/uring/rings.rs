@@ -205,6 +205,19 @@ impl<'m> Loop<'m> {
         self.look();
     }
 
+    /// Takes out what is completed, as soon as it is so much, and does not go on with it.
+    pub(crate) fn completed(&mut self, count: usize) -> Vec<cqueue::Entry> {
+        self.until_completed(count);
+        self.ring.completion().collect()
+    }
+
+    /// Waits until so much is completed, and does not look at it.
+    pub(crate) fn until_completed(&mut self, count: usize) {
+        while self.ring.completion().len() < count {
+            self.ring.submit_and_wait(count).expect("wait for completions");
+        }
+    }
+
     /// Goes on with what is completed by now.
     pub(crate) fn look(&mut self) {
         // Some kinds complete only in a call that waits.
