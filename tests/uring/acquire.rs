@@ -6,6 +6,7 @@ use crate::rings::{Loop, Over, PLAIN, require, with_each};
 use heirlock::uring::{Progress, TIMEOUT};
 use heirlock::{CancelToken, LockError, LockOptions, Mutex};
 use io_uring::squeue::Flags;
+use io_uring::types::CancelBuilder;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -392,9 +393,23 @@ fn request_cancelled() {
         let mutex = Mutex::new(0);
         let mut ring = Loop::new(kind);
         let held = mutex.lock();
-        let ids: [u64; 3] = std::array::from_fn(|_| ring.start(&mutex));
-        ring.cancel_request(ids[1], Flags::empty());
-        assert!(matches!(ring.end_of(ids[1]), Over::Cancelled), "{}", kind.name);
+        let ids: [u64; 4] = std::array::from_fn(|_| ring.start(&mutex));
+        // By a call, and by a request; again if it had just ended, to look.
+        while !ring.is_over(ids[3]) {
+            ring.until_taken();
+            let request = CancelBuilder::user_data(ids[3]);
+            if let Err(error) = ring.ring.submitter().register_sync_cancel(None, request) {
+                assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{error}");
+            }
+            ring.look();
+        }
+        while !ring.is_over(ids[1]) {
+            ring.cancel_request(ids[1], Flags::empty());
+            ring.turn();
+        }
+        for at in [3, 1] {
+            assert!(matches!(ring.end_of(ids[at]), Over::Cancelled), "{}", kind.name);
+        }
         assert_eq!(heirlock::queue(&mutex).map(|queue| queue.len()), Some(2));
         drop(held);
         for at in [0, 2] {
@@ -481,12 +496,15 @@ fn one_wake() {
         let mut ring = Loop::new(kind);
         let held = mutex.lock();
         let (first, second) = (ring.start(&mutex), ring.start(&mutex));
+        ring.until_taken();
         drop(held);
         let guard = ring.end_of(first).guard();
         for _ in 0..10 {
             ring.look();
             assert!(!ring.is_over(second), "{}", kind.name);
         }
+        // What ends by its timeout, the heartbeat, was not woken.
+        assert!(ring.woken <= 1, "{}: both were woken", kind.name);
         drop(guard);
         drop(ring.end_of(second).guard());
         ring.until_quiet();

@@ -5,6 +5,7 @@ use crate::kit::{Board, Got, Process, Puppet, Role, fork, told};
 use crate::rings::{KINDS, Kind, Loop, Over};
 use heirlock::future::{AsyncMutexGuard, LockAsync};
 use heirlock::{LockOptions, MutexGuard, Participant, Segment};
+use io_uring::squeue::Flags;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -114,10 +115,10 @@ impl Scene {
         let segment = self.segment;
         let lock = |at: usize| &segment.locks[number(at) as usize];
         match words[0] {
-            // start LOCK NAME [for MICROSECONDS | cancellable TOKEN]
+            // start LOCK NAME [for MICROSECONDS | cancellable TOKEN | async]
             "start" => {
                 let options = match words[3..] {
-                    [] => LockOptions::new(),
+                    [] | ["async"] => LockOptions::new(),
                     ["for", _] => LockOptions::new().timeout(Duration::from_micros(number(4))),
                     ["cancellable", _] => {
                         LockOptions::new().cancel(&segment.tokens[number(4) as usize])
@@ -125,6 +126,8 @@ impl Scene {
                     _ => panic!("an actor cannot start like this: {words:?}"),
                 };
                 let (lock, name) = (lock(1), number(2));
+                let by_a_worker = words.get(3) == Some(&"async");
+                self.ring().flags = if by_a_worker { Flags::ASYNC } else { Flags::empty() };
                 let id = self.ring().start_with(lock, &options);
                 self.names.insert(name, id);
                 if self.ring().is_over(id) {

@@ -55,13 +55,15 @@ fn async_owner_killed() {
         let (path, segment) = board();
         let mut heir = Puppet::spawn(&path);
         // It had it at once, waited for it, and was granted it without having looked.
-        for how in ["at once", "waited", "granted", "future"] {
-            let held = matches!(how, "waited" | "granted").then(|| segment.locks[0].lock());
+        for how in ["at once", "waited", "granted", "granted, async", "future"] {
+            let waits = !matches!(how, "at once" | "future");
+            let held = waits.then(|| segment.locks[0].lock());
             let mut owner = Actor::spawn(&path, kind);
             let pid = owner.pid();
             match how {
                 "at once" => assert_eq!(owner.tell("start 0 1"), "locked"),
                 "future" => assert_eq!(owner.tell("poll 0 1"), "locked"),
+                "granted, async" => drop(owner.begin("start 0 1 async")),
                 _ => drop(owner.begin("start 0 1")),
             }
             heir.queue(&segment, 0);
@@ -94,13 +96,13 @@ fn waiters_killed() {
         let mut dying = Actor::spawn(&path, kind);
         // First, twice; between others; and last.
         dying.begin("start 0 1");
-        dying.begin("start 0 2");
+        dying.begin("start 0 2 async");
         let first = ring.start(lock);
         dying.begin("start 0 3");
         blocking.queue(&segment, 0);
         dying.begin("poll 0 4");
         let second = ring.start(lock);
-        dying.begin("start 0 5");
+        dying.begin("start 0 5 async");
         dying.kill();
         drop(held);
         let guard = ring.end_of(first).guard();

@@ -5,6 +5,7 @@ use crate::kit::{Got, Puppet, Test, board, board_of, until};
 use crate::rings::{Kind, Loop, Over, PLAIN, push, require, start_in_time, with_each};
 use heirlock::uring::{AsyncAcquire, Entries, Progress};
 use heirlock::{LockOptions, Mutex, Snapshot};
+use io_uring::squeue::Flags;
 use nix::errno::Errno;
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +14,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("dropped_before_it_is_submitted_it_disturbs_nobody", before_submission),
     ("dropped_in_flight_it_leaves_the_queue_and_completes_by_itself", in_flight),
     ("dropped_after_it_was_granted_it_passes_the_lock_on", granted),
+    ("dropped_when_its_request_is_completed_it_passes_the_lock_on", completed),
+    ("dropped_when_its_request_was_cancelled_it_leaves_the_timeout_behind", half_cancelled),
+    ("dropped_with_two_waits_in_flight_both_complete_by_themselves", twice_in_flight),
     ("dropped_when_it_is_over_nothing_happens", over),
     ("a_hundred_thousand_cancellations_leave_no_row_behind", hundred_thousand),
     ("a_full_submission_queue_only_delays", full),
@@ -124,6 +128,112 @@ fn granted() {
         assert!(!lock.is_locked());
         assert!(lock.try_lock().is_some());
         ring.until_quiet();
+    });
+}
+
+/// What has completed it, and its timeout, nobody has looked at.
+fn completed() {
+    with_each(|kind| {
+        let (path, segment) = board();
+        let lock = &segment.locks[0];
+        let mut next = Puppet::spawn(&path);
+        let mut ring = Loop::new(kind);
+        for cancel in [false, true] {
+            let held = lock.lock();
+            let id = ring.start(lock);
+            let row = ring.get(id).participant();
+            next.queue(&segment, 0);
+            ring.until_taken();
+            drop(held);
+            ring.until_completed(2);
+            assert_eq!(heirlock::owner(lock), row, "{}: it is granted", kind.name);
+            let mut acquire = ring.take(id);
+            if cancel {
+                let Ok(Progress::Acquired(guard)) = acquire.cancel() else { panic!("it came") };
+                drop(guard);
+            }
+            drop(acquire);
+            assert_eq!(next.got(), Got::Lock, "{}", kind.name);
+            next.unlock(0);
+            ring.until_quiet();
+        }
+        assert_eq!(ring.strangers.len(), 4, "{}", kind.name);
+    });
+}
+
+/// Who cancelled it its timeout says, which nobody has looked at.
+fn half_cancelled() {
+    with_each(|kind| {
+        let mutex = Mutex::new(0);
+        let mut ring = Loop::new(kind);
+        for end in ["drop", "cancel", "look"] {
+            let held = mutex.lock();
+            let (id, behind) = (ring.start(&mutex), ring.start(&mutex));
+            ring.until_taken();
+            ring.cancel_request(id, Flags::empty());
+            let mut done = Vec::new();
+            let wait = loop {
+                done.extend(ring.completed(1));
+                if let Some(at) = done.iter().position(|done| done.user_data() == id) {
+                    break done.remove(at);
+                }
+            };
+            ring.complete(&wait);
+            // It may have been the timeout, and then it would wait again.
+            assert!(!ring.is_over(id), "{}", kind.name);
+            assert_eq!(heirlock::queue(&mutex).map(|queue| queue.len()), Some(2));
+            match end {
+                "drop" => drop(ring.take(id)),
+                "cancel" => assert!(matches!(ring.take(id).cancel(), Ok(Progress::Cancelled))),
+                _ => {
+                    // Another wait, which did not end as the first one did.
+                    let Ok(Progress::Again(entries)) = ring.get(id).look() else { panic!("came") };
+                    ring.push(&entries);
+                }
+            }
+            for done in done {
+                ring.complete(&done);
+            }
+            drop(held);
+            if end == "look" {
+                drop(ring.end_of(id).guard());
+            }
+            drop(ring.end_of(behind).guard());
+            ring.until_quiet();
+            assert_eq!(heirlock::queue(&mutex), Some(vec![]), "{}, {end}", kind.name);
+        }
+    });
+}
+
+/// It has looked before the first was completed.
+fn twice_in_flight() {
+    with_each(|kind| {
+        let mutex = Mutex::new(0);
+        for end in ["drop", "cancel", "grant"] {
+            let mut ring = Loop::new(kind);
+            let held = mutex.lock();
+            let id = ring.start(&mutex);
+            ring.until_taken();
+            let row = ring.get(id).participant();
+            let Ok(Progress::Again(entries)) = ring.get(id).look() else { panic!("it is held") };
+            ring.push(&entries);
+            ring.until_taken();
+            assert_eq!((ring.get(id).participant(), ring.in_flight), (row, 4), "{}", kind.name);
+            match end {
+                "drop" => drop(ring.take(id)),
+                "cancel" => assert!(matches!(ring.take(id).cancel(), Ok(Progress::Cancelled))),
+                _ => {}
+            }
+            let waits = end == "grant";
+            assert_eq!(heirlock::queue(&mutex).map(|queue| queue.len()), Some(waits.into()));
+            drop(held);
+            if waits {
+                drop(ring.end_of(id).guard());
+            }
+            ring.until_quiet();
+            assert!(waits || ring.strangers.len() == 4, "{}, {end}", kind.name);
+        }
+        assert!(!mutex.is_locked());
     });
 }
 

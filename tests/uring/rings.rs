@@ -106,6 +106,11 @@ pub(crate) struct Loop<'m> {
     pub(crate) in_flight: usize,
     /// How often an acquisition wanted to wait again.
     pub(crate) looks: usize,
+    /// How many waits of acquisitions that are under way were woken.
+    pub(crate) woken: usize,
+    /// Of the waits that are pushed: `IOSQE_ASYNC`, if a thread of the kernel's is to
+    /// execute them.
+    pub(crate) flags: squeue::Flags,
     last: u64,
     pub(crate) ring: IoUring,
 }
@@ -122,6 +127,8 @@ impl<'m> Loop<'m> {
             strangers: Vec::new(),
             in_flight: 0,
             looks: 0,
+            woken: 0,
+            flags: squeue::Flags::empty(),
             last: 0,
             ring,
         }
@@ -155,7 +162,8 @@ impl<'m> Loop<'m> {
     }
 
     pub(crate) fn push(&mut self, entries: &Entries) {
-        self.push_all(entries);
+        let [wait, timeout] = &**entries else { panic!("a wait and its timeout") };
+        self.push_all(&[wait.clone().flags(self.flags), timeout.clone()]);
     }
 
     /// Pushes all of `entries`, or waits for room.
@@ -236,6 +244,7 @@ impl<'m> Loop<'m> {
         let id = uring::user_data(done);
         match self.under_way.get_mut(&id) {
             Some(acquire) => {
+                self.woken += usize::from(done.user_data() == id && done.result() >= 0);
                 let progress = acquire.complete(done).expect("complete");
                 self.go_on(id, progress);
             }
