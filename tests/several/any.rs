@@ -2,10 +2,12 @@
 
 use crate::Task;
 use crate::clerk::{Clerk, Scene};
-use crate::kit::{HANG, Test, panic_of, until};
+use crate::kit::{HANG, Test, panic_of, skip, until};
 use heirlock::select::{MAX_LOCKS, lock_any, lock_any_async, lock_any_with};
 use heirlock::{LockError, LockOptions, Mutex, MutexGuard, Segment, Unusable};
+use nix::sys::ptrace;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,11 +22,13 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_came_second_to_a_future_passes_on_to_the_next", || {
         two_at_once(&Scene::new(), "any-async");
     }),
+    ("what_comes_while_it_takes_another_passes_on", || another_meanwhile("any")),
+    ("what_comes_while_a_future_takes_another_passes_on", || another_meanwhile("any-async")),
     ("a_wait_for_any_ends_in_time", || timed(&Scene::new(), "any")),
     ("a_future_of_any_ends_in_time", || timed(&Scene::new(), "any-async")),
     ("a_token_ends_a_wait_for_any", || cancelled(&Scene::new(), "any")),
     ("a_token_ends_a_future_of_any", || cancelled(&Scene::new(), "any-async")),
-    ("a_signal_handler_ends_an_interruptible_wait_for_any", || interrupted(&Scene::new())),
+    ("a_signal_handler_ends_an_interruptible_wait_for_any", interrupted),
     ("no_signal_ends_a_future_of_any", || undisturbed(&Scene::new())),
     ("the_killed_owner_of_one_of_64_is_inherited_from", || one_dies(&Scene::new(), "any")),
     ("a_future_inherits_from_the_killed_owner_of_one_of_64", || {
@@ -108,9 +112,8 @@ fn none_and_too_many() {
     assert_eq!(lock_any(&all[..MAX_LOCKS]).0, 0);
 }
 
-/// The waiter cannot run while it is handed both.
+/// The waiter cannot run while it is handed both: it keeps the first of the slice.
 fn two_at_once(scene: &Scene, any: &str) {
-    let mut kept = [0, 0];
     for round in 0..10 {
         let mut held = vec![scene.lock(0).lock(), scene.lock(1).lock()];
         let mut both = scene.clerk();
@@ -119,32 +122,65 @@ fn two_at_once(scene: &Scene, any: &str) {
         let mut behind = [scene.clerk(), scene.clerk()];
         behind[0].queue(scene, "lock", &[0], 2);
         behind[1].queue(scene, "future", &[1], 2);
-        let next = [scene.queue(0)[1], scene.queue(1)[1]];
+        let next = scene.queue(1)[1];
         both.process.stop();
         drop(held.remove(round % 2));
         drop(held);
         let owners = [0, 1].map(|number| heirlock::owner(scene.lock(number)));
         assert_eq!(owners, rows.map(Some), "it is handed both");
         both.process.resume();
-        let which: usize = match &*both.answer() {
-            "0 locked" => 0,
-            "1 locked" => 1,
-            other => panic!("{other}"),
-        };
-        kept[which] += 1;
-        let other = 1 - which;
-        until("the other one passes on", || {
-            heirlock::owner(scene.lock(other)) == Some(next[other])
-        });
-        assert_eq!(behind[other].answer(), format!("{other} locked"));
-        assert_eq!(heirlock::owner(scene.lock(which)), Some(rows[which]), "it keeps one");
-        assert_eq!(scene.queue(which).len(), 1);
+        assert_eq!(both.answer(), "0 locked");
+        until("the other one passes on", || heirlock::owner(scene.lock(1)) == Some(next));
+        assert_eq!(behind[1].answer(), "1 locked");
+        assert_eq!(heirlock::owner(scene.lock(0)), Some(rows[0]), "it keeps one");
+        assert_eq!(scene.queue(0).len(), 1);
         both.unlock();
-        assert_eq!(behind[which].answer(), format!("{which} locked"));
+        assert_eq!(behind[0].answer(), "0 locked");
         behind.iter_mut().for_each(Clerk::unlock);
         assert!(!scene.lock(0).is_locked() && !scene.lock(1).is_locked());
     }
-    println!("{any}: it kept the first {} times, the second {} times", kept[0], kept[1]);
+}
+
+/// The last of three locks is handed to the waiter; and the second, when it has looked at
+/// that and begun to leave the others: it is stepped to where it has left the first.
+fn another_meanwhile(any: &str) {
+    if !cfg!(target_arch = "x86_64") {
+        skip("processes are stepped on x86-64 only");
+    }
+    let scene = &Scene::new();
+    let [first, second, third] = [0, 1, 2].map(|number| scene.lock(number).lock());
+    let [mut both, mut behind] = [(); 2].map(|()| scene.clerk());
+    both.queue(scene, any, &[0, 1, 2], 1);
+    behind.queue(scene, "lock", &[1], 2);
+    let rows = scene.queue(1);
+    let pid = both.process.pid();
+    if let Err(error) = ptrace::attach(pid) {
+        skip(format!("no ptrace: {error}"));
+    }
+    let stopped = || {
+        let status = waitpid(pid, None).expect("wait for a stop");
+        assert!(matches!(status, WaitStatus::Stopped(..)), "{status:?}");
+    };
+    stopped();
+    drop(third);
+    let mut steps = 0;
+    while heirlock::queue(scene.lock(0)) != Some(vec![]) {
+        ptrace::step(pid, None).expect("step");
+        stopped();
+        steps += 1;
+        assert!(steps < 1_000_000, "it does not leave");
+    }
+    assert_eq!(scene.queue(1), rows, "it has not left it yet");
+    drop(second);
+    assert_eq!(heirlock::owner(scene.lock(1)), Some(rows[0]), "it is handed both");
+    ptrace::detach(pid, None).expect("detach");
+    assert_eq!(both.answer(), "2 locked");
+    assert_eq!(behind.answer(), "1 locked", "it keeps both");
+    println!("{any}: after {steps} instructions");
+    both.unlock();
+    behind.unlock();
+    drop(first);
+    assert!((0..3).all(|number| !scene.lock(number).is_locked()));
 }
 
 fn timed(scene: &Scene, any: &str) {
@@ -182,10 +218,11 @@ fn cancelled(scene: &Scene, any: &str) {
     clerk.unlock();
 }
 
-fn interrupted(scene: &Scene) {
+fn interrupted() {
     let all: Vec<usize> = (0..8).collect();
-    let held: Vec<_> = all.iter().map(|number| scene.lock(*number).lock()).collect();
     for handle in ["handle", "handle restart"] {
+        let scene = &Scene::new();
+        let _held: Vec<_> = all.iter().map(|number| scene.lock(*number).lock()).collect();
         let (mut clerk, mut behind) = (scene.clerk(), scene.clerk());
         clerk.tell(handle);
         clerk.queue(scene, "any/interruptible", &all, 1);
@@ -200,7 +237,6 @@ fn interrupted(scene: &Scene) {
         assert!(all.iter().all(|number| scene.queue(*number).len() == 1), "it has left them");
         println!("{handle}: after {signals} signals");
     }
-    drop(held);
 }
 
 fn undisturbed(scene: &Scene) {
