@@ -1,7 +1,7 @@
 //! All of several locks.
 
 use crate::clerk::{Clerk, Scene};
-use crate::kit::{HANG, Process, Role, TempPath, Test, panic_of};
+use crate::kit::{HANG, Process, Role, TempPath, Test, panic_of, until};
 use heirlock::select::{lock_all, lock_all_with};
 use heirlock::{LockError, LockOptions, Mutex, MutexGuard, Segment, Unusable};
 use std::process::Stdio;
@@ -22,7 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const ROLES: &[Role] =
     &[("takes_both", takes_both), ("takes_both_of_two_segments", takes_both_of_two_segments)];
 
-const ROUNDS: u64 = 5_000;
+const ROUNDS: u64 = 1000;
 
 /// How often the two have to have met, at the least.
 const MEETINGS: u64 = 200;
@@ -31,7 +31,7 @@ fn in_opposite_orders() {
     let path = TempPath::new();
     let segment: Segment<[Mutex<u64>; 2]> = Segment::create(&*path).expect("a segment");
     let path = path.to_str().expect("a path");
-    play("takes_both", &[&[path, "0"], &[path, "1"]]);
+    play("takes_both", &[&[path, "0"], &[path, "1"]], segment.each_ref());
     assert_eq!([*segment[0].lock(), *segment[1].lock()], [2 * ROUNDS; 2]);
 }
 
@@ -39,15 +39,20 @@ fn mapped_the_other_way() {
     let paths = [TempPath::new(), TempPath::new()];
     let segments = paths.each_ref().map(|path| Segment::<Mutex<u64>>::create(&**path).expect("it"));
     let [a, b] = paths.each_ref().map(|path| path.to_str().expect("a path"));
-    play("takes_both_of_two_segments", &[&[a, b], &[b, a]]);
+    let locks = segments.each_ref().map(|segment| &**segment);
+    play("takes_both_of_two_segments", &[&[a, b], &[b, a]], locks);
     assert_eq!(segments.map(|segment| *segment.lock()), [2 * ROUNDS; 2]);
 }
 
-/// Two processes; each says how often it found the locks taken.
-fn play(role: &str, args: &[&[&str]; 2]) {
-    let begin = Instant::now();
+/// Two processes, which begin together; each says how often it found the locks taken.
+fn play(role: &str, args: &[&[&str]; 2], locks: [&Mutex<u64>; 2]) {
+    let held = lock_all(&locks);
     let mut both =
         args.map(|args| Process::from_command(Process::command(role, args).stdout(Stdio::piped())));
+    let waits = |lock: &&Mutex<u64>| heirlock::queue(lock).map_or(0, |queue| queue.len());
+    until("both wait", || locks.iter().map(waits).sum::<usize>() == 2);
+    drop(held);
+    let begin = Instant::now();
     let met = both.each_mut().map(|process| {
         let said = process.output();
         said.trim().parse::<u64>().unwrap_or_else(|_| panic!("it said {said:?}"))
