@@ -29,8 +29,8 @@ pub(crate) use puppet::{Board, Got, Puppet, Stage, board, board_of, board_with, 
 /// How long anything may take that ought to take no time.
 pub(crate) const HANG: Duration = Duration::from_secs(30);
 
-/// The same where locks may be broken on purpose: `HEIRLOCK_HANG_SECONDS` shortens, or
-/// lengthens, it.
+/// The same where locks may be broken on purpose, or machines slow: `HEIRLOCK_HANG_SECONDS`
+/// shortens, or lengthens, it.
 pub(crate) fn hang() -> Duration {
     number_from_env("HEIRLOCK_HANG_SECONDS").map_or(HANG, Duration::from_secs)
 }
@@ -50,8 +50,10 @@ pub(crate) type Test = (&'static str, fn());
 /// A part that this binary plays in a process of its own: `role(arguments)`.
 pub(crate) type Role = (&'static str, fn(&[String]));
 
-/// The `main` of a test binary. `guard` is how long each test may take.
+/// The `main` of a test binary. `guard` is how long each test may take; as [`HANG`], it is
+/// shorter, or longer, with `HEIRLOCK_HANG_SECONDS`.
 pub(crate) fn run(tests: &[&[Test]], roles: &[Role], guard: Duration) -> ! {
+    let guard = guard.mul_f64(hang().div_duration_f64(HANG));
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() == Some("--play") {
         sandbox::enter();
@@ -115,12 +117,12 @@ fn abandon() -> ! {
     std::process::exit(101);
 }
 
-/// Polls `condition` until it holds; panics with `what` after [`HANG`].
+/// Polls `condition` until it holds; panics with `what` after [`hang`].
 #[track_caller]
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let (start, hang) = (Instant::now(), hang());
     while !condition() {
-        assert!(start.elapsed() < HANG, "waited {HANG:?} in vain until {what}");
+        assert!(start.elapsed() < hang, "waited {hang:?} in vain until {what}");
         thread::sleep(Duration::from_micros(200));
     }
 }
@@ -235,14 +237,23 @@ impl Process {
     /// Waits for the end of the process.
     pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
         let status = self.child.wait().expect("wait for a child");
+        self.is_reaped();
+        status
+    }
+
+    /// From here on its number may be another's.
+    fn is_reaped(&mut self) {
         self.reaped = true;
         CHILDREN.lock().unwrap().remove(&(self.child.id() as i32));
-        status
     }
 
     /// Whether it has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.child.try_wait().expect("look at a child").is_some()
+        let ended = self.child.try_wait().expect("look at a child").is_some();
+        if ended {
+            self.is_reaped();
+        }
+        ended
     }
 
     /// What it prints until it ends.
