@@ -98,6 +98,8 @@ pub(crate) enum Fault {
     ForgetsDeath,
     /// Who waits for several locks watches the first one's owner alone.
     WatchesOne,
+    /// Who takes all of several locks does so in the order in which it names them.
+    AsNamed,
 }
 
 #[cfg(all(heirlock_faults, not(heirlock_loom)))]
@@ -150,6 +152,7 @@ mod chosen {
         ("no_stir", Fault::NoStir),
         ("forgets_death", Fault::ForgetsDeath),
         ("watches_one", Fault::WatchesOne),
+        ("as_named", Fault::AsNamed),
     ];
 
     pub(crate) fn active(fault: Fault) -> bool {

@@ -4,6 +4,8 @@ use crate::Task;
 use crate::kit::{HANG, Test, until};
 use heirlock::future::AsyncMutexGuard;
 use heirlock::{CancelToken, LockError, LockOptions, Mutex, MutexGuard, Segment, owner, queue};
+use std::fs::{read_dir, read_to_string};
+use std::path::{Path, PathBuf};
 use std::task::Poll;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -134,6 +136,8 @@ fn cancelled() {
     let mut one = Task::waiting(lock.lock_async_with(&options[0]));
     let mut other = Task::waiting(lock.lock_async_with(&options[1]));
     let two = Task::waiting(lock.lock_async_with(&options[0]));
+    // It has taken them on.
+    until("the helper sleeps", || helpers().all(|helper| is_asleep(&helper)));
     tokens[0].canceller().cancel();
     let mut ended = None;
     until("the first has ended", || {
@@ -195,7 +199,7 @@ fn three_hundred(locks: usize) {
                 done += 1;
             }
         }
-        threads = threads.max(helpers());
+        threads = threads.max(helpers().count());
         done == FUTURES
     });
     println!("{FUTURES} futures of {} locks: in {:?}", locks.len(), begin.elapsed());
@@ -204,10 +208,16 @@ fn three_hundred(locks: usize) {
     assert!(locks.len() > 1 || order.is_sorted(), "{order:?}");
 }
 
-/// How many threads of this process wait for futures.
-fn helpers() -> usize {
-    let threads = std::fs::read_dir("/proc/self/task").expect("the threads");
-    let names =
-        threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("comm")).ok());
-    names.filter(|name| name.trim() == "heirlock-wait").count()
+/// The threads of this process that wait for futures.
+fn helpers() -> impl Iterator<Item = PathBuf> {
+    let threads = read_dir("/proc/self/task").expect("the threads");
+    let waits = |thread: &PathBuf| {
+        read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "heirlock-wait")
+    };
+    threads.filter_map(|thread| Some(thread.ok()?.path())).filter(waits)
+}
+
+fn is_asleep(thread: &Path) -> bool {
+    let stat = read_to_string(thread.join("stat")).expect("what it does");
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
 }
