@@ -77,6 +77,8 @@ fn ring(lock: Shared, n: u64) -> Duration {
     let mut held: Option<(u64, MutexGuard<'_, u64>)> = None;
     let mut waits: Vec<_> = (0..TASKS).map(|_| None).collect();
     let mut ready: Vec<u64> = (0..TASKS).collect();
+    // Each has a number of its own, as its timeout may come when the next one is under way.
+    let mut turn = 0;
     let mut left = n;
     let push = |ring: &mut IoUring, entries: &[io_uring::squeue::Entry]| {
         // SAFETY: what they point to outlives their completion.
@@ -86,7 +88,8 @@ fn ring(lock: Shared, n: u64) -> Duration {
     };
     while left > 0 {
         for which in ready.drain(..) {
-            let (acquire, progress) = lock.start(which).expect("start");
+            turn += TASKS;
+            let (acquire, progress) = lock.start(turn + which).expect("start");
             match progress {
                 uring::Progress::Acquired(guard) => held = Some((which, guard)),
                 uring::Progress::Again(entries) => push(&mut ring, &entries),
@@ -104,7 +107,7 @@ fn ring(lock: Shared, n: u64) -> Duration {
         ring.submit_and_wait(1).expect("wait");
         let done: Vec<_> = ring.completion().collect();
         for done in done {
-            let which = uring::user_data(&done);
+            let which = uring::user_data(&done) % TASKS;
             let Some(acquire) = &mut waits[which as usize] else { continue };
             match acquire.complete(&done).expect("complete") {
                 uring::Progress::Acquired(guard) => held = Some((which, guard)),

@@ -42,6 +42,7 @@ pub(crate) fn play(args: &[String]) {
     let mut ringed = Ringed {
         segment,
         ring: IoUring::new(16).expect("a ring"),
+        turn: 0,
         pending: Default::default(),
         guards: Default::default(),
     };
@@ -55,6 +56,9 @@ pub(crate) fn play(args: &[String]) {
 struct Ringed {
     segment: &'static Segment<Board>,
     ring: IoUring,
+    /// Each acquisition has a number of its own, whose remainder by 8 is the lock's: what
+    /// completes late is not the next one's.
+    turn: u64,
     pending: [Option<Pending>; 8],
     guards: [Option<MutexGuard<'static, u64>>; 8],
 }
@@ -64,13 +68,14 @@ impl Ringed {
         match command {
             "start" => {
                 let lock: &'static _ = &self.segment.locks[number];
-                let (acquire, progress) = lock.start(number as u64).expect("start");
+                self.turn += 8;
+                let (acquire, progress) = lock.start(self.turn + number as u64).expect("start");
                 self.pending[number] = Some(acquire);
                 self.go_on(number, progress).unwrap_or_else(|| "pending".into())
             }
             "finish" => loop {
                 for done in self.completed() {
-                    let at = user_data(&done) as usize;
+                    let at = user_data(&done) as usize % 8;
                     let Some(acquire) = &mut self.pending[at] else { continue };
                     let progress = acquire.complete(&done).expect("complete");
                     if let Some(answer) = self.go_on(at, progress).filter(|_| at == number) {

@@ -282,7 +282,7 @@ fn timeout_race() {
                 has_it.recv().expect("be told");
                 let options = LockOptions::new().timeout(Duration::from_micros(time));
                 // A slow machine may have the time be over already.
-                let begun = match mutex.start_with(&options, 5) {
+                let begun = match mutex.start_with(&options, round.into()) {
                     Ok(begun) => begun,
                     Err(LockError::TimedOut) => continue,
                     Err(error) => panic!("{error}"),

@@ -280,7 +280,7 @@ fn hundred_thousand() {
             break;
         }
         // A few in flight at a time; cancelled and dropped in an order that changes.
-        let mut some: Vec<_> = (0..8).map(|at| start(lock, 1 + at)).collect();
+        let mut some: Vec<_> = (0..8).map(|at| start(lock, 8 * round + at)).collect();
         for (at, (_, entries)) in some.iter().enumerate() {
             if (cancelled + at) % 8 < 3 {
                 ring.push(entries);
