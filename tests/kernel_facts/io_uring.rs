@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use ::io_uring::types::{FutexWaitV, TimeoutFlags, Timespec};
 use ::io_uring::{IoUring, Probe, cqueue, opcode, squeue};
@@ -10,7 +11,7 @@ use rustix::mm::MapFlags;
 
 use crate::support::{
     Child, HANG, Life, SHARED, Segment, Sleeper, Verdict, ensure, map, page_size, queued,
-    shared_words, unmap, wait_until, wake, word_at,
+    shared_words, skip, unmap, wait_until, wake, word_at,
 };
 
 const PASSED: Verdict = Ok(Completion::Completed);
@@ -177,5 +178,60 @@ pub(crate) fn killed_process_takes_its_wake_along() -> Verdict {
     ensure!(queued(life.view, SHARED) == 1, "nobody is left");
     ensure!(wake(life.view, SHARED) == 1, "nobody sleeps");
     ensure!(other.result()? == Ok(0), "it was not woken");
+    PASSED
+}
+
+pub(crate) fn woken_request_uses_up_the_wakes_of_its_other_words() -> Verdict {
+    let segment = Segment::new(1);
+    let (first, second) = (segment.word(0), segment.word(64));
+    // What completes a request is done when the ring is entered.
+    let mut ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(8)?;
+    let words = [entry(first, 0), entry(second, 0)];
+    submit(&mut ring, &[wait_entry(&words)])?;
+    let mut other = Sleeper::on(second, SHARED)?;
+    ensure!(wake(first, SHARED) == 1, "nobody waits for the first word");
+    // One is to be woken, as when a thread dies.
+    let woken = rustix::thread::futex::wake(second, SHARED, 1)?;
+    ensure!(woken == 1, "nobody waits for the second word");
+    ensure!(!other.returned(), "the wake was not used up");
+    ring.submit_and_wait(1)?;
+    ensure!(completed(&mut ring, 1)? == [(WAIT, 0)], "not woken by the first word");
+    ensure!(wake(second, SHARED) == 1, "nobody sleeps");
+    ensure!(other.result()? == Ok(0), "it was not woken");
+    PASSED
+}
+
+/// As is an absolute one since Linux 7.1, and not before.
+pub(crate) fn relative_timeout_is_right_in_a_time_namespace() -> Verdict {
+    const TIME: Duration = Duration::from_millis(50);
+    let (denied, word) = (shared_words()(0), shared_words()(0));
+    for offset in ["-3", "86400"] {
+        Child::spawn(|| {
+            // SAFETY: it concerns the children alone.
+            let made = unsafe { libc::unshare(libc::CLONE_NEWTIME) } == 0;
+            let offset = format!("monotonic {offset} 0\n");
+            if !made || std::fs::write("/proc/self/timens_offsets", offset).is_err() {
+                denied.store(1, SeqCst);
+                return;
+            }
+            let child = Child::spawn(|| {
+                let start = Instant::now();
+                let mut ring = IoUring::new(8).expect("a ring");
+                let words = [entry(word, 0)];
+                let time = Timespec::from(TIME);
+                let timeout = opcode::LinkTimeout::new(&raw const time).build().user_data(TIMEOUT);
+                let wait = wait_entry(&words).flags(squeue::Flags::IO_LINK);
+                submit(&mut ring, &[wait, timeout]).expect("submit");
+                let ended = completed(&mut ring, 2).expect("it ends in time");
+                assert_eq!(ended[0], (WAIT, -libc::ECANCELED));
+                assert!(start.elapsed() >= TIME);
+            });
+            child.and_then(Child::succeed).expect("a child in the namespace");
+        })?
+        .succeed()?;
+        if denied.load(SeqCst) != 0 {
+            return skip("no time namespace is to be had here");
+        }
+    }
     PASSED
 }

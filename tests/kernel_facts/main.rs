@@ -94,6 +94,8 @@ fn main() {
         cancellation_cancels_the_wait
         end_of_the_submitting_thread_cancels_the_wait
         killed_process_takes_its_wake_along
+        woken_request_uses_up_the_wakes_of_its_other_words
+        relative_timeout_is_right_in_a_time_namespace
     }
     trials! { membarrier unless membarrier_missing:
         takes_no_privilege
