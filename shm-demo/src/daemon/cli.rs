@@ -69,10 +69,15 @@ Examples:
 pub(crate) const CLIENT: &str = "\
 Sends requests to a daemon and prints its replies; see `shm-demo daemon --help` for both.
 The words of REQUEST are one request; without any, each line of standard input is one,
-until its end. Locks are held until then, or until they are unlocked.
+until its end. Locks are held until they are unlocked, or until then: what is still held
+at the end is unlocked.
 
 With -- COMMAND, behind a LOCK, WITH or TRY: runs the command while it holds the lock, if
-it has got it, and unlocks it afterwards.
+it has got it, and unlocks it afterwards. Who had the lock before and did not unlock it is
+in the environment variable HEIRLOCK_INHERITED (a PID), which is not there otherwise.
+SIGTERM, SIGINT and SIGHUP are passed on to the command. If the client is killed, so is the
+command (not what that has started in turn, nor one that runs as another user, like sudo).
+If the connection to the daemon is lost, so is the lock: the command gets SIGTERM.
 
 With --direct it does the same without a daemon: it maps the segment, and waits in the
 queues itself. If it is killed, the next in line inherits at once.";
@@ -80,7 +85,7 @@ queues itself. If it is killed, the next in line inherits at once.";
 pub(crate) const CLIENT_MORE: &str = "\
 Exit codes:
   0  the reply to every request began with OK
-  1  one did not, or there is no daemon, or it is gone
+  1  one did not, or there is no daemon, or it is gone, or the command cannot be run
   2  the command line makes no sense
   of the command, if there is one and it was run (128 + N if signal N ended it)
 

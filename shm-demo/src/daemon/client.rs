@@ -1,15 +1,17 @@
 //! `shm-demo client`: asks a daemon for locks, or gets them itself.
 
 use super::cli::ClientArgs;
+use super::command::{self, Ended};
 use super::locks::{self, Clients, Locks};
 use super::protocol::{Reply, Request, is_last};
 use crate::{Result, print};
 use heirlock::{LockError, LockOptions, MutexGuard, Segment};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 pub(crate) fn run(args: &ClientArgs) -> Result<ExitCode> {
     if args.direct {
@@ -23,32 +25,56 @@ pub(crate) fn run(args: &ClientArgs) -> Result<ExitCode> {
 trait Locksmith {
     /// The whole reply to one line.
     fn ask(&mut self, line: &str) -> Result<String>;
+
+    /// The connection with which all locks are lost.
+    fn lifeline(&self) -> Option<BorrowedFd<'_>>;
 }
 
 fn converse(args: &ClientArgs, locksmith: &mut impl Locksmith) -> Result<ExitCode> {
-    if !args.request.is_empty() {
-        let line = args.request.join(" ");
-        return match args.command.split_first() {
-            None => Ok(code(asked(locksmith, &line)?)),
-            Some((program, words)) => hold(locksmith, &line, program, words),
-        };
-    }
+    let mut held = BTreeSet::new();
     let mut all_done = true;
-    for line in io::stdin().lock().lines() {
-        all_done &= asked(locksmith, &line?)?;
+    if args.request.is_empty() {
+        for line in io::stdin().lock().lines() {
+            all_done &= asked(locksmith, &line?, &mut held)?;
+        }
+    } else {
+        let line = args.request.join(" ");
+        if line.contains('\n') {
+            return Err("a request is one line; without REQUEST, each line of standard input \
+                        is one"
+                .into());
+        }
+        if !args.command.is_empty() {
+            return hold(locksmith, &line, &args.command);
+        }
+        all_done = asked(locksmith, &line, &mut held)?;
     }
-    Ok(code(all_done))
+    // It has come to its end, and the next one is not to think that it died.
+    for name in held {
+        all_done &= is_done(&locksmith.ask(&unlock(&name))?);
+    }
+    Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn code(all_done: bool) -> ExitCode {
-    if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+fn unlock(name: &str) -> String {
+    format!("UNLOCK {name}")
 }
 
-/// Prints the reply; whether it was what was wanted.
-fn asked(locksmith: &mut impl Locksmith, line: &str) -> Result<bool> {
+/// Prints the reply; whether it was what was wanted. `held` are the names of what is held.
+fn asked(locksmith: &mut impl Locksmith, line: &str, held: &mut BTreeSet<String>) -> Result<bool> {
     let reply = locksmith.ask(line)?;
+    let done = is_done(&reply);
+    match Request::parse(line.as_bytes()) {
+        Ok(Request::Lock(name) | Request::Try(name) | Request::With(_, name)) if done => {
+            held.insert(name);
+        }
+        Ok(Request::Unlock(name)) => {
+            held.remove(&name);
+        }
+        _ => {}
+    }
     print(&reply)?;
-    Ok(is_done(&reply))
+    Ok(done)
 }
 
 fn is_done(reply: &str) -> bool {
@@ -56,12 +82,7 @@ fn is_done(reply: &str) -> bool {
 }
 
 /// Runs a command with the lock.
-fn hold(
-    locksmith: &mut impl Locksmith,
-    line: &str,
-    program: &str,
-    words: &[String],
-) -> Result<ExitCode> {
+fn hold(locksmith: &mut impl Locksmith, line: &str, command: &[String]) -> Result<ExitCode> {
     let name = match Request::parse(line.as_bytes())? {
         Request::Lock(name) | Request::Try(name) | Request::With(_, name) => name,
         Request::Unlock(_) | Request::Status => {
@@ -76,9 +97,12 @@ fn hold(
     if !is_done(&reply) {
         return Ok(ExitCode::FAILURE);
     }
-    let status = Command::new(program).args(words).status();
-    let status = status.map_err(|error| format!("cannot run {program}: {error}"))?;
-    let reply = locksmith.ask(&format!("UNLOCK {name}"))?;
+    let inherited = reply.strip_prefix("OK INHERITED ").map(str::trim_end);
+    let ended = command::run(command, inherited, locksmith.lifeline());
+    // Also if there was nothing to run: then nothing is half done.
+    let unlocked = locksmith.ask(&unlock(&name));
+    let Ended::ByItself(status) = ended? else { return Ok(ExitCode::FAILURE) };
+    let reply = unlocked?;
     if !is_done(&reply) {
         return Err(format!("the lock was lost while the command ran: {}", reply.trim()).into());
     }
@@ -117,7 +141,8 @@ impl Locksmith for Remote {
         loop {
             let start = reply.len();
             match self.stream.read_line(&mut reply) {
-                Ok(count) if count > 0 => {}
+                // What has no end was cut off: `OK IN` is not to be taken for `OK`.
+                Ok(_) if reply[start..].ends_with('\n') => {}
                 Err(error) if error.kind() != ErrorKind::ConnectionReset => {
                     return Err(error.into());
                 }
@@ -127,6 +152,10 @@ impl Locksmith for Remote {
                 return Ok(reply);
             }
         }
+    }
+
+    fn lifeline(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.stream.get_ref().as_fd())
     }
 }
 
@@ -144,6 +173,10 @@ impl Locksmith for Direct<'_> {
             Err(why) => Reply::Refused(why),
         };
         Ok(reply.to_string())
+    }
+
+    fn lifeline(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod cli;
 pub(crate) mod client;
+mod command;
 mod locks;
 mod log;
 mod notify;

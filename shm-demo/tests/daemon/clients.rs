@@ -3,7 +3,8 @@
 use crate::kit::{Demo, HANG, run};
 use crate::support::Ground;
 use heirlock::{Mutex, Segment};
-use std::process::Stdio;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixListener;
 use std::sync::Mutex as ThreadMutex;
 use std::time::{Duration, Instant};
 
@@ -217,37 +218,60 @@ fn nobody_is_where_somebody_else_is() {
 }
 
 #[test]
-fn a_command_runs_with_the_lock() {
+fn a_client_lets_go_at_its_end() {
     let ground = Ground::new();
     let _daemon = ground.start("");
-    let mut client = ground.connect();
+    let mut next = ground.connect();
     for flag in ["", "--direct"] {
-        let holds = |request: &str, shell: &str| {
-            let mut command = Demo::command(&["client", "--path", ground.path.str()]);
-            command.args(flag.split_whitespace()).args(request.split_whitespace());
-            command.args(["--", "sh", "-c", shell]).stdin(Stdio::null());
-            Demo::spawn(&mut command).end_soon()
-        };
-        let program = env!("CARGO_BIN_EXE_shm-demo");
-        let ask = format!("{program} client --path {} TRY a; exit 7", ground.path.str());
-        let said = holds("LOCK a", &ask);
-        assert_eq!((said.code(), said.out.as_str()), (Some(7), "BUSY\n"), "{said:?}");
-        assert_eq!(holds("WITH 1000 a", "kill -TERM $$").code(), Some(143));
-        client.assert_ok("LOCK a");
-        let said = holds("TRY a", "echo it ran");
-        assert_eq!((said.code(), &*said.out, &*said.err), (Some(1), "", "BUSY\n"));
-        assert_eq!(holds("WITH 5 a", "echo it ran").err, "TIMEOUT\n");
-        client.assert_ok("UNLOCK a");
-        holds("STATUS", "true").assert_error(1, "only LOCK, WITH and TRY get one");
-        holds("LOCK a b", "true").assert_error(1, "LOCK takes one word");
+        let (mut process, said) = ground.process(flag);
+        for line in ["LOCK a", "TRY b", "WITH 5 c", "UNLOCK b"] {
+            process.say(line);
+            assert_eq!(said.next(), "OK");
+        }
+        next.send(b"LOCK a\nLOCK b\nLOCK c\n");
+        ground.connect().until_waiting("a", 1);
+        process.hang_up();
+        // It came to its end, and did not die.
+        assert_eq!([next.line(), next.line(), next.line()], ["OK"; 3]);
+        assert_eq!(process.end_soon().code(), Some(0));
+        ["a", "b", "c"].iter().for_each(|name| next.assert_ok(&format!("UNLOCK {name}")));
+        // One request, without a command.
+        let ask = |line: &str| ground.path.run(&format!("client {flag} {line}"));
+        assert_eq!(ask("TRY a").out, "OK\n");
+        assert_eq!(ask("TRY a").out, "OK\n");
+        let said = ask("LOCK");
+        assert_eq!(said.code(), Some(1));
+        assert!(said.out.starts_with("ERR LOCK takes one word"), "{said:?}");
+        assert!(ask("STATUS").out.ends_with("OK 3\n"));
     }
-    // One request, without a command.
-    let ask = |line: &str| ground.path.run(&format!("client {line}"));
-    assert_eq!(ask("TRY a").out, "OK\n");
-    let said = ask("LOCK");
-    assert_eq!(said.code(), Some(1));
-    assert!(said.out.starts_with("ERR LOCK takes one word"), "{said:?}");
-    assert!(ask("--direct STATUS").out.ends_with("OK 1\n"));
+}
+
+#[test]
+fn a_request_is_one_line_and_so_is_a_reply() {
+    let ground = Ground::new();
+    let path = ground.path.str();
+    for flag in ["--direct", ""] {
+        let _daemon = flag.is_empty().then(|| ground.start(""));
+        for request in ["LOCK a\nLOCK b", "LOCK\na"] {
+            let mut command = Demo::command(&["client", "--path", path]);
+            command.args(flag.split_whitespace()).args([request, "--", "true"]);
+            Demo::spawn(&mut command).end_soon().assert_error(1, "a request is one line");
+        }
+        assert_eq!(ground.path.run(&format!("client {flag} STATUS")).out, "OK 0\n");
+    }
+    // What the daemon could not say to its end.
+    for (reply, what) in [("OK", "the daemon is gone"), ("LOCK name=a\n", "the daemon is gone")] {
+        let ground = Ground::new();
+        let listener = UnixListener::bind(ground.socket.str()).expect("bind");
+        let client = ground.path.start("client LOCK a");
+        let (mut stream, _) = listener.accept().expect("accept");
+        BufReader::new(&stream).read_line(&mut String::new()).expect("a request");
+        stream.write_all(reply.as_bytes()).expect("write");
+        drop(stream);
+        let said = client.end_soon();
+        said.assert_error(1, what);
+        assert_eq!(said.out, "");
+    }
 }
 
 #[test]

@@ -1,13 +1,8 @@
 //! Clients, direct users and the daemon itself are killed.
 
 use crate::kit::{Demo, until};
-use crate::support::{Client, Ground};
+use crate::support::{Client, Ground, kill};
 use nix::sys::signal::Signal;
-
-fn kill(demo: Demo) {
-    demo.signal(Signal::SIGKILL);
-    assert_eq!(demo.end_soon().code(), None);
-}
 
 #[test]
 fn what_a_killed_client_held_goes_to_the_next() {

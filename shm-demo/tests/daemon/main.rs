@@ -6,6 +6,7 @@
 mod kit;
 
 mod clients;
+mod command;
 mod death;
 mod hostile;
 mod operation;

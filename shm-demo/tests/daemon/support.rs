@@ -1,6 +1,7 @@
 //! A daemon with its files, and those who talk to it.
 
 use crate::kit::{Demo, HANG, Lines, TempPath, until};
+use nix::sys::signal::Signal;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -75,6 +76,12 @@ impl Ground {
         assert!(!self.socket.exists(), "the socket was left behind");
         assert_eq!(self.path.processes(), Vec::<i32>::new());
     }
+}
+
+#[track_caller]
+pub(crate) fn kill(demo: Demo) {
+    demo.signal(Signal::SIGKILL);
+    assert_eq!(demo.end_soon().code(), None);
 }
 
 /// A connection.

@@ -230,6 +230,11 @@ impl Demo {
         stdin.write_all(format!("{line}\n").as_bytes()).expect("write to shm-demo");
     }
 
+    /// Tells it nothing more.
+    pub(crate) fn hang_up(&mut self) {
+        self.0.stdin.take();
+    }
+
     /// What it says from now on, line by line, instead of at its end.
     pub(crate) fn lines(&mut self) -> Lines {
         let stdout = BufReader::new(self.0.stdout.take().expect("stdout"));
