@@ -29,8 +29,9 @@ The replies:
   ERR TEXT           what is wrong
 
 A client that ends, is killed or closes its connection waits for nothing any more, and
-what it held goes to the next in line. While a client waits for a lock, the lines that it
-sends are kept and looked at afterwards.";
+what it held goes to the next in line. One that only ends what it sends (`nc -N`, socat)
+gets all replies first. While a client waits for a lock, the lines that it sends are kept
+and looked at afterwards.";
 
 pub(crate) const DAEMON_MORE: &str = "\
 What STATUS says of a lock:
@@ -63,7 +64,7 @@ Exit codes:
 Examples:
   shm-demo daemon --path /dev/shm/locks &
   shm-demo client --path /dev/shm/locks LOCK backup -- rsync -a /home /backup
-  printf 'LOCK a\\nSTATUS\\n' | socat - UNIX:/dev/shm/locks.sock
+  printf 'LOCK a\\nSTATUS\\nUNLOCK a\\n' | socat -t 60 - UNIX:/dev/shm/locks.sock
   shm-demo inspect /dev/shm/locks";
 
 pub(crate) const CLIENT: &str = "\

@@ -19,22 +19,28 @@ use heirlock::uring::Progress;
 use heirlock::{LockError, LockOptions, MutexGuard, Segment, Unusable};
 use locks::{Clients, Locks, participant_of};
 use log::Log;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use notify::Manager;
 use protocol::{Reply, Request};
 use ring::{About, Completion, Outcome, Ring, Timer};
 use session::{Held, Session, Wait};
 use socket::Listener;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long it waits after it could not accept: for want of descriptors, mostly, and
 /// nobody tells when there are some.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How many requests of a client are looked at until it is the others' turn.
+const TURN: usize = 16;
 
 const SIGNALS: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1];
 
@@ -45,6 +51,10 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = Rc::new(SignalFd::with_flags(&signals, flags)?);
     let log = Log::open(args.log.as_deref())?;
+    let manager = Manager::find().map_err(|error| format!("$NOTIFY_SOCKET: {error}"))?;
+    // A client takes a descriptor each, and 1024 are what programs get that use select(2).
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let ring = Ring::new()?;
     let segment = locks::open_or_create(&args.at.path, args.mode)?;
     // If a daemon dies, so does its claim.
@@ -63,12 +73,16 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
         segment: &segment,
         ring,
         log,
+        manager,
         signals,
         listener: Some(listener),
         accepting: None,
         cannot_accept: false,
         sessions: BTreeMap::new(),
         last_session: 0,
+        eager: BTreeSet::new(),
+        watchdog: notify::watchdog_interval(),
+        appeased: Instant::now(),
         draining: false,
         time_is_up: false,
     };
@@ -97,6 +111,7 @@ struct Daemon<'s> {
     sessions: BTreeMap<u64, Session<'s>>,
     ring: Ring,
     log: Log,
+    manager: Manager,
     signals: Rc<SignalFd>,
     /// Until it drains.
     listener: Option<Listener>,
@@ -105,6 +120,11 @@ struct Daemon<'s> {
     /// Whether the last attempt has failed.
     cannot_accept: bool,
     last_session: u64,
+    /// Those that may have more requests than were looked at in their turn.
+    eager: BTreeSet<u64>,
+    /// How often the watchdog is to be told, and when it was.
+    watchdog: Option<Duration>,
+    appeased: Instant,
     draining: bool,
     time_is_up: bool,
 }
@@ -113,9 +133,7 @@ impl<'s> Daemon<'s> {
     fn serve(&mut self, how_manyth: u64) -> Result<()> {
         self.watch_signals()?;
         self.accept()?;
-        if let Some(interval) = notify::watchdog_interval() {
-            self.ring.timer(Timer::Watchdog, interval)?;
-        }
+        self.watch_time()?;
         let (path, socket) = (self.args.at.path.display(), self.args.at.socket());
         self.log.say(&format!(
             "ready: process {}, daemon {how_manyth} of {path}, at {}",
@@ -125,9 +143,14 @@ impl<'s> Daemon<'s> {
         self.name_the_dead()?;
         self.tell_ready();
         while !self.is_done() {
-            self.ring.wait()?;
-            while let Some(completion) = self.ring.next() {
+            for _ in 0..self.ring.wait(self.eager.is_empty())? {
+                let Some(completion) = self.ring.next() else { break };
                 self.complete(completion)?;
+                self.appease_watchdog();
+            }
+            for id in mem::take(&mut self.eager) {
+                self.with_session(id, |_, _| Ok(()))?;
+                self.appease_watchdog();
             }
         }
         self.log.say("ended");
@@ -158,7 +181,7 @@ impl<'s> Daemon<'s> {
     }
 
     fn tell_ready(&mut self) {
-        let told = notify::ready(&format!("serves {}", self.args.at.path.display()));
+        let told = self.manager.ready(&format!("serves {}", self.args.at.path.display()));
         self.tell(told);
     }
 
@@ -169,10 +192,17 @@ impl<'s> Daemon<'s> {
             }
             (About::Signals, _) => self.signalled()?,
             (About::Timer(Timer::Accept), _) => self.accept()?,
-            (About::Timer(Timer::Watchdog), _) => self.appease_watchdog()?,
+            (About::Timer(Timer::Watchdog), _) => self.watch_time()?,
             (About::Timer(Timer::Drain), _) => self.time_is_up(),
+            (About::Timer(Timer::Cut(id)), _) => self.with_session(id, |_, session| {
+                session.cut();
+                Ok(())
+            })?,
             (About::Receive(id), Outcome::Received(received)) => {
-                self.with_session(id, |daemon, session| daemon.received(session, received))?;
+                self.with_session(id, |_, session| {
+                    session.received(&received.unwrap_or_default());
+                    Ok(())
+                })?;
             }
             (About::Send(id), Outcome::Sent(bytes, count)) => {
                 self.with_session(id, |daemon, session| {
@@ -186,9 +216,8 @@ impl<'s> Daemon<'s> {
                     Ok(())
                 })?;
             }
-            (About::Hangup(id), _) => self.with_session(id, |daemon, session| {
-                session.hung_up();
-                daemon.lost(session);
+            (About::Hangup(id), Outcome::Gone(gone)) => self.with_session(id, |_, session| {
+                session.watched(gone, completion.goes_on);
                 Ok(())
             })?,
             (About::Lock(id), Outcome::Lock(cqe)) => self.with_session(id, |daemon, session| {
@@ -209,13 +238,23 @@ impl<'s> Daemon<'s> {
     ) -> Result<()> {
         let Some(mut session) = self.sessions.remove(&id) else { return Ok(()) };
         f(self, &mut session)?;
-        while let Some(line) = session.next() {
+        let mut requests = 0;
+        while requests < TURN
+            && let Some(line) = session.next()
+        {
             match line.request() {
                 Ok(request) => self.request(&mut session, request)?,
                 Err(why) => session.reply(&Reply::Refused(why)),
             }
+            requests += 1;
         }
-        if self.draining && session.held.is_empty() && session.is_open() {
+        if requests == TURN {
+            self.eager.insert(id);
+        }
+        if session.is_over() {
+            self.lost(&mut session);
+        }
+        if self.draining && session.held.is_empty() {
             session.end(&mut self.ring);
         }
         if !session.go_on(&mut self.ring)? {
@@ -274,16 +313,7 @@ impl<'s> Daemon<'s> {
         })
     }
 
-    fn received(&mut self, session: &mut Session<'s>, received: io::Result<Vec<u8>>) -> Result<()> {
-        let bytes = received.unwrap_or_default();
-        session.received(&bytes);
-        if bytes.is_empty() {
-            self.lost(session);
-        }
-        Ok(())
-    }
-
-    /// The other end is gone.
+    /// The other end is gone, or wants no more.
     fn lost(&mut self, session: &mut Session<'s>) {
         for held in &session.held {
             let name = locks::name(self.segment, held.lock);
@@ -309,17 +339,16 @@ impl<'s> Daemon<'s> {
                 session.reply(&if done { Reply::Done } else { not_held(&name) });
             }
             _ if self.draining => session.reply(&draining()),
-            Request::Lock(name) => self.lock(session, &name, &LockOptions::new())?,
-            Request::With(time, name) => {
-                self.lock(session, &name, &LockOptions::new().timeout(time))?;
+            Request::Lock(name) => {
+                self.lock(session, &name, &LockOptions::new(), Reply::TimedOut)?;
             }
-            Request::Try(name) => match self.place(session, &name) {
-                Err(why) => session.reply(&Reply::Refused(why)),
-                Ok(lock) => match locks::lock(self.segment, lock).try_lock() {
-                    Some(guard) => self.acquired(session, lock, guard),
-                    None => session.reply(&Reply::Busy),
-                },
-            },
+            Request::With(time, name) => {
+                self.lock(session, &name, &LockOptions::new().timeout(time), Reply::TimedOut)?;
+            }
+            Request::Try(name) => {
+                let now = LockOptions::new().timeout(Duration::ZERO);
+                self.lock(session, &name, &now, Reply::Busy)?;
+            }
         }
         Ok(())
     }
@@ -338,6 +367,7 @@ impl<'s> Daemon<'s> {
         session: &mut Session<'s>,
         name: &str,
         options: &LockOptions<'s>,
+        too_late: Reply,
     ) -> Result<()> {
         let lock = match self.place(session, name) {
             Ok(lock) => lock,
@@ -355,7 +385,7 @@ impl<'s> Daemon<'s> {
             Err(error) => {
                 self.ring.forget(number);
                 session.reply(&match error {
-                    LockError::TimedOut => Reply::TimedOut,
+                    LockError::TimedOut => too_late,
                     error => Reply::Refused(error.to_string()),
                 });
                 Ok(())
@@ -424,7 +454,7 @@ impl<'s> Daemon<'s> {
                 Ok(Signal::SIGUSR1) => self.show(),
                 Ok(signal) if self.draining => {
                     self.log.say(&format!("{signal} again: does not wait any longer"));
-                    self.time_is_up = true;
+                    self.time_is_up();
                 }
                 Ok(signal) => self.drain(signal)?,
                 Err(_) => {}
@@ -434,7 +464,7 @@ impl<'s> Daemon<'s> {
     }
 
     fn reopen_log(&mut self) {
-        let told = notify::reloading();
+        let told = self.manager.reloading();
         self.tell(told);
         match self.log.reopen() {
             Ok(()) => self.log.say("SIGHUP: the log is open anew"),
@@ -451,19 +481,28 @@ impl<'s> Daemon<'s> {
         self.log.say(&format!("SIGUSR1: {} clients\n{text}", self.sessions.len()));
     }
 
-    fn appease_watchdog(&mut self) -> Result<()> {
-        self.tell(notify::alive());
-        match notify::watchdog_interval() {
-            Some(interval) => Ok(self.ring.timer(Timer::Watchdog, interval)?),
-            None => Ok(()),
+    /// Tells the watchdog that it lives, when it is time to. (By the clock, as other things
+    /// may have completed before the timer.)
+    fn appease_watchdog(&mut self) {
+        if self.watchdog.is_some_and(|interval| self.appeased.elapsed() >= interval) {
+            self.appeased = Instant::now();
+            self.tell(self.manager.alive());
         }
+    }
+
+    /// Has itself woken when it is time to.
+    fn watch_time(&mut self) -> Result<()> {
+        self.appease_watchdog();
+        let Some(interval) = self.watchdog else { return Ok(()) };
+        let left = interval.saturating_sub(self.appeased.elapsed());
+        Ok(self.ring.timer(Timer::Watchdog, left)?)
     }
 
     /// Takes no more clients and gives no more locks; ends when those that are held have
     /// come back.
     fn drain(&mut self, signal: Signal) -> Result<()> {
         self.draining = true;
-        let told = notify::stopping("waits for those who hold locks");
+        let told = self.manager.stopping("waits for those who hold locks");
         self.tell(told);
         if let Some(accepting) = self.accepting.take() {
             self.ring.cancel(accepting)?;

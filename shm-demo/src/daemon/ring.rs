@@ -22,6 +22,9 @@ const ENTRIES: u32 = 256;
 /// How many bytes are received at a time.
 pub(crate) const RECEIVED: usize = 4096;
 
+/// Neither does the other end read, nor will it send: what poll(2) calls that.
+const GONE: i16 = libc::POLLHUP | libc::POLLERR;
+
 /// What an operation is about, for whoever started it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum About {
@@ -41,6 +44,8 @@ pub(crate) enum Timer {
     Accept,
     Watchdog,
     Drain,
+    /// The time that a connection had to end by itself.
+    Cut(u64),
 }
 
 /// What has come of an operation.
@@ -52,6 +57,8 @@ pub(crate) enum Outcome {
     Sent(Vec<u8>, io::Result<usize>),
     /// A timer has run down, or there is something to be read.
     Due,
+    /// Whether the other end is gone.
+    Gone(bool),
     /// To be handed to the acquisition.
     Lock(cqueue::Entry),
 }
@@ -162,6 +169,16 @@ impl Ring {
         self.push(opcode::PollAdd::new(fd, events as u32).build(), number)
     }
 
+    /// Watches whether the other end is gone, until it is cancelled. (Not once: the end of
+    /// what it sends ends a poll that waits for its hang-up, and each one after it at once.)
+    pub(crate) fn watch(&mut self, session: u64, socket: &Rc<OwnedFd>) -> io::Result<u64> {
+        let fd = Fd(socket.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, GONE as u32).multi(true).build();
+        let number = self.book(About::Hangup(session), Memory::None, Some(socket.clone()));
+        self.push(entry, number)?;
+        Ok(number)
+    }
+
     pub(crate) fn receive(&mut self, session: u64, socket: &Rc<OwnedFd>) -> io::Result<()> {
         let mut bytes = vec![0; RECEIVED];
         let fd = Fd(socket.as_raw_fd());
@@ -211,9 +228,11 @@ impl Ring {
         Ok(())
     }
 
-    /// Waits until something has completed. All that had must have been looked at.
-    pub(crate) fn wait(&mut self) -> io::Result<()> {
-        self.enter(1)
+    /// Waits until something has completed, unless there is something else to do; returns
+    /// how much there is to be looked at.
+    pub(crate) fn wait(&mut self, is_idle: bool) -> io::Result<usize> {
+        self.enter((is_idle && self.completed.is_empty()).into())?;
+        Ok(self.completed.len() + self.io.completion().len())
     }
 
     /// The next completion, if there is one already.
@@ -252,6 +271,9 @@ impl Ring {
                 }))
             }
             (About::Send(_), Memory::Bytes(bytes)) => Outcome::Sent(bytes, result),
+            (About::Hangup(_), _) => {
+                Outcome::Gone(result.is_ok_and(|events| events & GONE as usize != 0))
+            }
             _ => Outcome::Due,
         };
         Some(Completion { about, outcome, goes_on })

@@ -2,7 +2,7 @@
 
 use super::locks;
 use super::protocol::{Line, Lines, Reply};
-use super::ring::{About, RECEIVED, Ring};
+use super::ring::{RECEIVED, Ring, Timer};
 use heirlock::MutexGuard;
 use heirlock::uring::AsyncAcquire;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -10,12 +10,16 @@ use rustix::net::{Shutdown, shutdown};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// How much may have come that was not yet looked at: from then on nothing is received.
 const AHEAD: usize = 2 * RECEIVED;
 
 /// How much may be still to be sent: from then on no request is looked at.
 const BEHIND: usize = 64 * 1024;
+
+/// How long it takes at most until whoever is sent away has read the last replies.
+const GRACE: Duration = Duration::from_secs(1);
 
 pub(crate) struct Session<'s> {
     pub(crate) id: u64,
@@ -27,10 +31,16 @@ pub(crate) struct Session<'s> {
     pub(crate) held: Vec<Held<'s>>,
     pub(crate) wait: Option<Wait<'s>>,
     state: State,
+    /// Whether the other end sends nothing more.
+    heard_all: bool,
+    /// Whether there is no other end any more.
+    gone: bool,
     /// Which operations are in flight.
     receiving: bool,
     sending: bool,
-    watching: bool,
+    watching: Option<u64>,
+    /// Whether the time runs in which it has to end.
+    timed: bool,
 }
 
 /// A lock, by its place, and the guard.
@@ -67,9 +77,12 @@ impl<'s> Session<'s> {
             held: Vec::new(),
             wait: None,
             state: State::Open,
+            heard_all: false,
+            gone: false,
             receiving: false,
             sending: false,
-            watching: false,
+            watching: None,
+            timed: false,
         }
     }
 
@@ -84,8 +97,10 @@ impl<'s> Session<'s> {
         if may { self.lines.next() } else { None }
     }
 
+    /// What has come; nothing at the end.
     pub(crate) fn received(&mut self, bytes: &[u8]) {
         self.receiving = false;
+        self.heard_all = bytes.is_empty();
         self.lines.push(bytes);
     }
 
@@ -105,8 +120,25 @@ impl<'s> Session<'s> {
         self.unsent.clear();
     }
 
-    pub(crate) fn hung_up(&mut self) {
-        self.watching = false;
+    pub(crate) fn watched(&mut self, gone: bool, goes_on: bool) {
+        self.gone |= gone;
+        if !goes_on {
+            self.watching = None;
+        }
+    }
+
+    /// Whether nothing more can come of it: whoever is gone waits for nothing, and whoever
+    /// says nothing more has all the replies.
+    pub(crate) fn is_over(&self) -> bool {
+        match self.wait {
+            Some(_) => self.gone,
+            None => self.heard_all && !self.sending && self.unsent.is_empty(),
+        }
+    }
+
+    /// Sends nothing more, whether or not all was read.
+    pub(crate) fn cut(&self) {
+        let _ = shutdown(&*self.socket, Shutdown::Both);
     }
 
     /// The places of what it holds.
@@ -120,20 +152,16 @@ impl<'s> Session<'s> {
         true
     }
 
-    pub(crate) fn is_open(&self) -> bool {
-        self.state == State::Open
-    }
-
     /// Looks at no more requests, and ends when the replies have been sent. What it waits
     /// for it waits for no longer; what it holds goes to the next in line, who is told.
     pub(crate) fn end(&mut self, ring: &mut Ring) {
+        if self.state == State::Open {
+            self.state = State::Ending;
+        }
         if let Some(wait) = self.wait.take() {
             ring.forget(wait.number);
         }
         self.held.clear();
-        if self.state == State::Open {
-            self.state = State::Ending;
-        }
     }
 
     /// Has the ring do what is to be done next; returns whether the connection is over.
@@ -143,23 +171,30 @@ impl<'s> Session<'s> {
             self.sending = true;
         }
         match self.state {
-            State::Open if self.receiving => {}
-            State::Open if self.lines.len() < AHEAD => {
-                ring.receive(self.id, &self.socket)?;
-                self.receiving = true;
-            }
-            State::Open if !self.watching => {
-                // So that its end is noticed all the same.
-                ring.poll(About::Hangup(self.id), self.socket.clone(), libc::POLLRDHUP)?;
-                self.watching = true;
+            State::Open => {
+                if !self.receiving && !self.heard_all && self.lines.len() < AHEAD {
+                    ring.receive(self.id, &self.socket)?;
+                    self.receiving = true;
+                }
+                if self.watching.is_none() && !self.gone {
+                    self.watching = Some(ring.watch(self.id, &self.socket)?);
+                }
             }
             State::Ending if !self.sending => {
                 // Has whatever is in flight complete.
-                let _ = shutdown(&*self.socket, Shutdown::Both);
+                self.cut();
+                if let Some(number) = self.watching {
+                    ring.cancel(number)?;
+                }
                 self.state = State::Shut;
             }
-            _ => {}
+            State::Ending if !self.timed => {
+                ring.timer(Timer::Cut(self.id), GRACE)?;
+                self.timed = true;
+            }
+            State::Ending | State::Shut => {}
         }
-        Ok(self.state == State::Shut && !(self.receiving || self.sending || self.watching))
+        let in_flight = self.receiving || self.sending || self.watching.is_some();
+        Ok(self.state == State::Shut && !in_flight)
     }
 }

@@ -1,7 +1,7 @@
 //! Clients that send what is no request, too much of it, or nothing.
 
 use crate::kit::until;
-use crate::support::{Client, Ground};
+use crate::support::{Client, Ground, stop, ticks};
 use nix::sys::signal::Signal;
 use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
@@ -62,7 +62,7 @@ fn a_line_of_a_megabyte_is_refused_once() {
 }
 
 /// Sends until nothing more is taken; returns how much was, a whole number of times `what`.
-fn flood(client: &mut Client, what: &[u8]) -> usize {
+pub(crate) fn flood(client: &mut Client, what: &[u8]) -> usize {
     let stream = client.stream();
     stream.set_nonblocking(true).expect("do not block");
     let mut sent = 0;
@@ -135,6 +135,100 @@ fn half_a_line_is_none() {
     let status = client.line();
     assert!(status.starts_with("LOCK name=a state=held"), "{status}");
     assert_eq!(client.line(), "OK 1");
+}
+
+#[test]
+fn whoever_says_nothing_more_still_hears_everything() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    let mut holder = ground.connect();
+    holder.assert_ok("LOCK a");
+    let mut client = ground.connect();
+    client.send(b"TRY a\nLOCK a\nLOCK b\nSTATUS\nLOCK");
+    client.stream().shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(client.line(), "BUSY");
+    holder.until_waiting("a", 1);
+    let before = ticks(daemon.pid());
+    std::thread::sleep(Duration::from_secs(1));
+    let used = ticks(daemon.pid()) - before;
+    println!("while it waits for a second the daemon used {used} ticks");
+    assert!(used <= 10);
+    holder.assert_ok("UNLOCK a");
+    assert_eq!((client.line(), client.line()), ("OK".into(), "OK".into()));
+    for name in ["a", "b"] {
+        let status = client.line();
+        assert!(status.starts_with(&format!("LOCK name={name} state=held")), "{status}");
+    }
+    assert_eq!((client.line(), client.line()), ("OK 2".into(), String::new()));
+    // It has not given them back.
+    for name in ["a", "b"] {
+        let reply = holder.ask(&format!("WITH 30000 {name}"));
+        assert_eq!(reply, format!("OK INHERITED {}", std::process::id()));
+    }
+}
+
+#[test]
+fn whoever_is_gone_waits_for_nothing_whatever_was_sent() {
+    let ground = Ground::new();
+    let _daemon = ground.start("");
+    let mut holder = ground.connect();
+    holder.assert_ok("LOCK a");
+    for (more, is_half_closed) in [(false, true), (true, true), (true, false)] {
+        let mut client = ground.connect();
+        client.send(b"LOCK a\n");
+        holder.until_waiting("a", 1);
+        if more {
+            flood(&mut client, b"LOCK b\n");
+        }
+        if is_half_closed {
+            client.stream().shutdown(Shutdown::Write).expect("shutdown");
+            assert_eq!(holder.status("a").queue.len(), 1);
+            assert!(client.is_silent());
+        }
+        drop(client);
+        holder.until_waiting("a", 0);
+    }
+}
+
+#[test]
+fn what_was_said_before_the_end_counts() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    for _ in 0..20 {
+        let mut client = ground.connect();
+        client.assert_ok("LOCK a");
+        stop(&daemon);
+        client.send(b"UNLOCK a\n");
+        drop(client);
+        daemon.signal(Signal::SIGCONT);
+        ground.connect().assert_ok("LOCK a");
+        let mut next = ground.connect();
+        assert!(next.ask("LOCK a").starts_with("OK INHERITED"));
+        next.assert_ok("UNLOCK a");
+    }
+}
+
+#[test]
+fn whoever_asks_much_does_not_keep_the_others_waiting() {
+    const REQUESTS: usize = 500;
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    let (mut eager, mut other) = (ground.connect(), ground.connect());
+    for client in [&mut eager, &mut other] {
+        assert_eq!(client.ask("STATUS"), "OK 0");
+    }
+    stop(&daemon);
+    eager.send("STATUS\n".repeat(REQUESTS).as_bytes());
+    other.send(b"LOCK a\n");
+    daemon.signal(Signal::SIGCONT);
+    assert_eq!(other.line(), "OK");
+    let mut before = 0;
+    while eager.line() == "OK 0" {
+        before += 1;
+        assert!(before < REQUESTS, "it was served to its end before");
+    }
+    println!("{before} of {REQUESTS} requests were served before another client's");
+    assert!(before <= 100);
 }
 
 #[test]

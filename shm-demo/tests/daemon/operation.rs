@@ -1,7 +1,9 @@
 //! Beginning, ending, and what signals do in between.
 
+use crate::hostile::flood;
 use crate::kit::{Demo, TempPath, until};
-use crate::support::{Client, Ground};
+use crate::service::Manager;
+use crate::support::{Client, Ground, ticks};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -65,15 +67,23 @@ fn everybody_who_waits_is_sent_away() {
     assert_eq!(daemon.end_soon().code(), Some(0));
 }
 
+/// A daemon that is started with so many descriptors.
+fn limited(ground: &Ground, limit: &str, more: &[(&str, &str)]) -> Demo {
+    let mut command = Command::new("sh");
+    let line = ["daemon", "--path", ground.path.str(), "--log", ground.log.str()];
+    let shell = format!("ulimit {limit} && exec \"$0\" \"$@\"");
+    command.args(["-c", &shell, env!("CARGO_BIN_EXE_shm-demo")]).args(line);
+    command.envs(more.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let daemon = Demo::spawn(&mut command);
+    ground.until_ready(&daemon);
+    daemon
+}
+
 #[test]
 fn a_daemon_without_descriptors_waits_for_some() {
     let ground = Ground::new();
-    let mut command = Command::new("sh");
-    let line = ["daemon", "--path", ground.path.str(), "--log", ground.log.str()];
-    command.args(["-c", "ulimit -n 20; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_shm-demo")]);
-    command.args(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let daemon = Demo::spawn(&mut command);
-    ground.until_ready(&daemon);
+    let daemon = limited(&ground, "-n 20", &[]);
     let mut client = ground.connect();
     client.assert_ok("LOCK a");
     let mut more: Vec<Client> = (0..30).map(|_| ground.connect()).collect();
@@ -91,6 +101,48 @@ fn a_daemon_without_descriptors_waits_for_some() {
     let replies: Vec<String> = more.iter_mut().map(Client::line).collect();
     assert_eq!(replies.iter().filter(|reply| *reply == "OK").count(), 1);
     assert_eq!(replies.iter().filter(|reply| *reply == "BUSY").count(), 4);
+}
+
+#[test]
+fn a_daemon_without_descriptors_appeases_its_watchdog() {
+    let ground = Ground::new();
+    let manager = Manager::new(&ground);
+    let vars = [("NOTIFY_SOCKET", manager.path.str()), ("WATCHDOG_USEC", "20000")];
+    let _daemon = limited(&ground, "-n 20", &vars);
+    let _clients: Vec<Client> = (0..30).map(|_| ground.connect()).collect();
+    ground.until_logged("cannot accept a connection: ");
+    // What it was told before does not count, nor what fits into the socket.
+    (0..100).for_each(|_| drop(manager.told()));
+    assert!(!ground.logged().contains("cannot notify"), "{}", ground.logged());
+}
+
+#[test]
+fn a_daemon_takes_all_descriptors_that_it_may() {
+    let ground = Ground::new();
+    let _daemon = limited(&ground, "-S -n 20", &[]);
+    let mut clients: Vec<Client> = (0..60).map(|_| ground.connect()).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask("STATUS"), "OK 0"));
+}
+
+#[test]
+fn whoever_reads_nothing_does_not_keep_it_from_ending() {
+    let ground = Ground::new();
+    let daemon = ground.start("--drain-seconds 1000000");
+    let mut other = ground.connect();
+    for n in 0..20 {
+        other.assert_ok(&format!("LOCK lock-{n}"));
+    }
+    let mut deaf = ground.connect();
+    let asked = flood(&mut deaf, b"STATUS\n") / 7;
+    assert!(asked > 100);
+    daemon.signal(Signal::SIGTERM);
+    ground.until_logged("clients that hold locks: 1;");
+    drop(other);
+    assert_eq!(daemon.end_soon().code(), Some(0));
+    // It was not a second signal, nor the time.
+    assert!(!ground.logged().contains("still has it"));
+    // What came before is there to be read.
+    assert!(deaf.line().starts_with("LOCK name=lock-0 state="));
 }
 
 #[test]
@@ -118,6 +170,7 @@ fn sigterm_does_not_wait_for_ever() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.end_soon().code(), Some(0));
     ground.until_logged("SIGTERM again");
+    ground.until_logged("lock b: process");
     assert!(!ground.path.exists() && !ground.socket.exists());
 }
 
@@ -172,14 +225,6 @@ fn sigusr1_shows_who_holds_and_who_waits() {
     // The same as `inspect` has, whatever the signal was for.
     let said = Demo::run(&["inspect", ground.path.str()]);
     assert!(said.out.contains("\"a.lock\" (Fifo): owned by"), "{said:?}");
-}
-
-/// The processor time that a process has used, in ticks.
-fn ticks(pid: i32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-    // The fields 14 and 15, of which the first two are gone.
-    fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
 }
 
 /// How often a process has gone to sleep by itself.

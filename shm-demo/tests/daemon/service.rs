@@ -1,7 +1,7 @@
 //! What a service manager sees of it; and its sandbox.
 
-use crate::kit::{Demo, HANG, TempPath, until};
-use crate::support::Ground;
+use crate::kit::{Demo, HANG, TempPath};
+use crate::support::{Client, Ground, stop};
 use nix::sys::signal::Signal;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, compile_from_json};
 use serde_json::json;
@@ -12,18 +12,19 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::mpsc::channel;
 use std::time::Instant;
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/heirlock-demo.service");
 
 /// A service manager, as far as a service sees it.
-struct Manager {
-    path: TempPath,
+pub(crate) struct Manager {
+    pub(crate) path: TempPath,
     socket: UnixDatagram,
 }
 
 impl Manager {
-    fn new(ground: &Ground) -> Self {
+    pub(crate) fn new(ground: &Ground) -> Self {
         let path = ground.path.beside(".notify");
         let socket = UnixDatagram::bind(path.str()).expect("bind");
         socket.set_read_timeout(Some(HANG)).expect("set a timeout");
@@ -41,7 +42,7 @@ impl Manager {
 
     /// The lines of the next message.
     #[track_caller]
-    fn told(&self) -> Vec<String> {
+    pub(crate) fn told(&self) -> Vec<String> {
         let mut bytes = [0; 4096];
         let len = self.socket.recv(&mut bytes).expect("a message");
         let text = str::from_utf8(&bytes[..len]).expect("text");
@@ -114,9 +115,7 @@ fn the_watchdog_hears_of_it_while_it_lives() {
         assert_eq!(manager.told(), ["WATCHDOG=1"]);
     }
     // Not if it does not run.
-    daemon.signal(Signal::SIGSTOP);
-    let stat = format!("/proc/{}/stat", daemon.pid());
-    until("it is stopped", || fs::read_to_string(&stat).expect("stat").contains(") T "));
+    stop(&daemon);
     manager.socket.set_nonblocking(true).expect("do not block");
     while manager.socket.recv(&mut [0; 64]).is_ok() {}
     std::thread::sleep(std::time::Duration::from_millis(500));
@@ -125,6 +124,39 @@ fn the_watchdog_hears_of_it_while_it_lives() {
     daemon.signal(Signal::SIGCONT);
     drop(client);
     assert_eq!(daemon.end_soon().code(), Some(0));
+}
+
+#[test]
+fn the_watchdog_hears_of_it_while_it_has_much_to_do() {
+    let ground = Ground::new();
+    let manager = Manager::new(&ground);
+    let daemon = manager.start(&ground, Some("2000"));
+    let (tell, told) = channel();
+    std::thread::scope(|scope| {
+        // As it does not go on while nobody hears of it.
+        scope.spawn(|| {
+            while manager.told()[0] != "STOPPING=1" {
+                tell.send(()).expect("somebody counts");
+            }
+        });
+        ground.until_ready(&daemon);
+        let mut other = ground.connect();
+        for n in 0..61 {
+            other.assert_ok(&format!("LOCK lock-{n}"));
+        }
+        let mut clients: Vec<Client> = (0..100).map(|_| ground.connect()).collect();
+        clients.iter_mut().for_each(|client| drop(client.status("lock-0")));
+        stop(&daemon);
+        // What a client gets in one turn, and all of them at once.
+        clients.iter_mut().for_each(|client| client.send("STATUS\n".repeat(16).as_bytes()));
+        while told.try_recv().is_ok() {}
+        daemon.signal(Signal::SIGCONT);
+        clients[99].line();
+        let count = told.try_iter().count();
+        println!("the watchdog was told {count} times before the replies were sent");
+        daemon.signal(Signal::SIGTERM);
+        assert!(count >= 10);
+    });
 }
 
 /// What systemd-analyze says, or `None` with a reason printed if there is none.

@@ -84,6 +84,22 @@ pub(crate) fn kill(demo: Demo) {
     assert_eq!(demo.end_soon().code(), None);
 }
 
+/// Stops a daemon, so that what is sent to it comes all at once when it goes on.
+#[track_caller]
+pub(crate) fn stop(demo: &Demo) {
+    demo.signal(Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", demo.pid());
+    until("it is stopped", || fs::read_to_string(&stat).expect("stat").contains(") T "));
+}
+
+/// The processor time that a process has used, in ticks.
+pub(crate) fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
+    // The fields 14 and 15, of which the first two are gone.
+    fields[11..13].iter().map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
 /// A connection.
 pub(crate) struct Client(BufReader<UnixStream>);
 
