@@ -467,7 +467,8 @@ impl<'s> Daemon<'s> {
         let told = self.manager.reloading();
         self.tell(told);
         match self.log.reopen() {
-            Ok(()) => self.log.say("SIGHUP: the log is open anew"),
+            Ok(true) => self.log.say("SIGHUP: the log is open anew"),
+            Ok(false) => self.log.say("SIGHUP: there is no --log to be opened anew"),
             Err(error) => self.log.say(&format!("SIGHUP: {error}; it stays where it is")),
         }
         self.tell_ready();

@@ -189,21 +189,60 @@ fn sighup_leaves_the_log_to_whoever_renamed_it() {
     daemon.signal(Signal::SIGHUP);
     ground.until_logged("SIGHUP: the log is open anew");
     assert!(!read_old().contains("SIGHUP"));
-    // A log that cannot be opened is none that is lost.
+    // A log that cannot be opened is none that is lost: a directory, or a FIFO that nobody
+    // reads.
     let kept = ground.path.beside(".log.2");
     fs::rename(ground.log.str(), kept.str()).expect("rename");
+    let refused = || {
+        let text = fs::read_to_string(kept.str()).expect("read");
+        text.matches("SIGHUP: cannot open the log").count().min(text.matches("it stays").count())
+    };
     fs::create_dir(ground.log.str()).expect("make a directory");
     daemon.signal(Signal::SIGHUP);
-    until("it stays where it is", || {
-        let text = fs::read_to_string(kept.str()).expect("read");
-        text.contains("SIGHUP: cannot open the log") && text.contains("it stays where it is")
-    });
+    until("it stays where it is", || refused() == 1);
     fs::remove_dir(ground.log.str()).expect("remove the directory");
+    let (fifo, mode) = (rustix::fs::FileType::Fifo, 0o600.into());
+    rustix::fs::mknodat(rustix::fs::CWD, ground.log.str(), fifo, mode, 0).expect("make a FIFO");
+    daemon.signal(Signal::SIGHUP);
+    until("it stays where it is", || refused() == 2);
     ground.connect().assert_ok("LOCK a");
     for line in read_old().lines().filter(|line| line.contains("ready: ")) {
         // 2026-01-31T23:59:59.999Z
         assert!(line.as_bytes()[10] == b'T' && line.as_bytes()[23] == b'Z', "{line}");
     }
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_nobody() {
+    const ROUNDS: usize = 1000;
+    let ground = Ground::new();
+    let mut daemon = ground.path.start("daemon");
+    until("it listens", || UnixStream::connect(ground.socket.str()).is_ok());
+    for round in 0..ROUNDS {
+        // Two lines each but for the first: it inherits, and leaves.
+        let reply = ground.connect().ask("LOCK a");
+        assert_eq!(reply.starts_with("OK INHERITED"), round > 0, "{reply}");
+    }
+    let mut client = ground.connect();
+    assert!(client.ask("LOCK a").starts_with("OK INHERITED"));
+    let errors = daemon.errors();
+    assert!(errors.next().starts_with("ready: process"));
+    daemon.signal(Signal::SIGHUP);
+    let (mut said, mut lost) = (2, 0);
+    loop {
+        let line = errors.next();
+        if let Some(count) = line.strip_suffix(" lines of the log were lost") {
+            lost += count.parse::<usize>().expect("a number");
+        } else if line == "SIGHUP: there is no --log to be opened anew" {
+            break;
+        } else {
+            said += 1;
+        }
+    }
+    println!("{said} lines were said, and {lost} lost");
+    assert!(lost > 0);
+    assert_eq!(said + lost, 2 * ROUNDS + 2);
+    client.assert_ok("UNLOCK a");
 }
 
 #[test]

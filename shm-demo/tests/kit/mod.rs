@@ -237,17 +237,12 @@ impl Demo {
 
     /// What it says from now on, line by line, instead of at its end.
     pub(crate) fn lines(&mut self) -> Lines {
-        let stdout = BufReader::new(self.0.stdout.take().expect("stdout"));
-        let (tell, lines) = channel();
-        // Ends with the process.
-        std::thread::spawn(move || {
-            for line in stdout.lines().map_while(std::io::Result::ok) {
-                if tell.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        Lines(lines)
+        Lines::of(self.0.stdout.take().expect("stdout"))
+    }
+
+    /// The same of its standard error.
+    pub(crate) fn errors(&mut self) -> Lines {
+        Lines::of(self.0.stderr.take().expect("stderr"))
     }
 
     #[track_caller]
@@ -269,7 +264,9 @@ impl Demo {
         if let Some(mut stdout) = self.0.stdout.take() {
             stdout.read_to_string(&mut out).expect("read");
         }
-        self.0.stderr.take().expect("stderr").read_to_string(&mut err).expect("read");
+        if let Some(mut stderr) = self.0.stderr.take() {
+            stderr.read_to_string(&mut err).expect("read");
+        }
         Said { status, out, err }
     }
 }
@@ -286,6 +283,19 @@ impl Drop for Demo {
 pub(crate) struct Lines(Receiver<String>);
 
 impl Lines {
+    fn of(stream: impl Read + Send + 'static) -> Self {
+        let (tell, lines) = channel();
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(std::io::Result::ok) {
+                if tell.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self(lines)
+    }
+
     #[track_caller]
     pub(crate) fn next(&self) -> String {
         self.0.recv_timeout(HANG).expect("a line")
