@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -237,30 +238,54 @@ impl<'s> Daemon<'s> {
         f: impl FnOnce(&mut Self, &mut Session<'s>) -> Result<()>,
     ) -> Result<()> {
         let Some(mut session) = self.sessions.remove(&id) else { return Ok(()) };
-        f(self, &mut session)?;
-        let mut requests = 0;
-        while requests < TURN
-            && let Some(line) = session.next()
-        {
-            match line.request() {
-                Ok(request) => self.request(&mut session, request)?,
-                Err(why) => session.reply(&Reply::Refused(why)),
-            }
-            requests += 1;
-        }
-        if requests == TURN {
-            self.eager.insert(id);
-        }
-        if session.is_over() {
-            self.lost(&mut session);
-        }
-        if self.draining && session.held.is_empty() {
-            session.end(&mut self.ring);
+        let turn = AssertUnwindSafe(|| {
+            f(self, &mut session)?;
+            self.turn(&mut session)
+        });
+        // To unlock a corrupted lock panics: that is the end of a session, and not of all.
+        match catch_unwind(turn) {
+            Ok(done) => done?,
+            Err(_) => self.broken(&mut session),
         }
         if !session.go_on(&mut self.ring)? {
             self.sessions.insert(id, session);
         }
         Ok(())
+    }
+
+    /// Looks at its next requests, and at whether it is to end.
+    fn turn(&mut self, session: &mut Session<'s>) -> Result<()> {
+        let mut requests = 0;
+        while requests < TURN
+            && let Some(line) = session.next()
+        {
+            match line.request() {
+                Ok(request) => self.request(session, request)?,
+                Err(why) => session.reply(&Reply::Refused(why)),
+            }
+            requests += 1;
+        }
+        if requests == TURN {
+            self.eager.insert(session.id);
+        }
+        if session.is_over() {
+            self.lost(session);
+        }
+        if self.draining && session.held.is_empty() {
+            session.end(&mut self.ring);
+        }
+        Ok(())
+    }
+
+    fn broken(&mut self, session: &mut Session<'s>) {
+        self.log.say(&format!(
+            "process {} cannot unlock what it had: the segment is corrupted; end its users and \
+             remove it",
+            session.pid
+        ));
+        session.reply(&Reply::Refused("the segment is corrupted; this connection ends".into()));
+        // What else it holds may be as bad, and is dropped all the same.
+        let _ = catch_unwind(AssertUnwindSafe(|| session.end(&mut self.ring)));
     }
 
     fn accept(&mut self) -> Result<()> {

@@ -2,9 +2,12 @@
 
 use crate::kit::until;
 use crate::support::{Client, Ground, stop, ticks};
+use heirlock::{Mutex, Segment};
 use nix::sys::signal::Signal;
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -278,6 +281,44 @@ fn a_hundred_clients_are_served_in_order_and_one_too_many_is_told() {
         let _ = client.stream().write_all(b"TRY a\n");
         client.line() == "OK"
     });
+}
+
+#[test]
+fn a_corrupted_lock_is_the_only_one() {
+    let ground = Ground::new();
+    let daemon = ground.start("");
+    let (mut holder, mut client) = (ground.connect(), ground.connect());
+    for name in ["a", "b", "c"] {
+        holder.assert_ok(&format!("LOCK {name}"));
+    }
+    holder.assert_ok("UNLOCK a");
+    let options = Segment::<[Mutex<u64>; 62]>::options().schema(0x4c4f_434b_5301);
+    let segment = options.open(ground.path.str()).expect("open");
+    let file = OpenOptions::new().write(true).open(ground.path.str()).expect("open");
+    let corrupt = |at: usize| {
+        let offset = segment.offset_of(&segment[at]).expect("an offset");
+        file.write_all_at(&u64::MAX.to_ne_bytes(), offset).expect("write");
+    };
+    corrupt(1);
+    client.assert_refused("TRY a", "the segment is corrupted");
+    // One that is held: there is no giving it back.
+    corrupt(2);
+    let mut bystander = ground.connect();
+    bystander.assert_ok("LOCK d");
+    holder.assert_refused("UNLOCK b", "the segment is corrupted; this connection ends");
+    assert_eq!(holder.line(), "");
+    let inherited = format!("OK INHERITED {}", std::process::id());
+    assert_eq!(client.ask("WITH 30000 c"), inherited);
+    // Nor by its end.
+    client.assert_ok("LOCK e");
+    corrupt(3);
+    drop(client);
+    assert_eq!(bystander.ask("WITH 30000 e"), inherited);
+    bystander.assert_ok("UNLOCK e");
+    assert_eq!(ground.logged().matches("cannot unlock what it had").count(), 2);
+    daemon.signal(Signal::SIGTERM);
+    bystander.assert_ok("UNLOCK d");
+    assert_eq!(daemon.end_soon().code(), Some(0));
 }
 
 #[test]
