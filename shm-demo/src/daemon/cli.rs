@@ -40,6 +40,13 @@ What STATUS says of a lock:
   WHO    a process that has the segment mapped; with /PID behind it the daemon, and the
          client for which it holds the lock or waits. - if there is nobody
 
+Programs that map the segment find a Segment<[Mutex<u64>; 62]> with the schema
+0x4c4f434b5301. The first lock is the daemon's own, the others are the clients', by their
+names. The u64 in a lock says who has it, and whoever takes one has to keep that up:
+  lock    if bit 32 is set, the process in the low 32 bits had it before and did not
+          unlock it. Then write 1 << 32 | PID, with one's own
+  unlock  write 0 before; or else the next one is told INHERITED
+
 Signals:
   SIGTERM, SIGINT  drain: no more clients, no more locks, and who waits gets ERR. It ends
                    when all that is held was unlocked, or --drain-seconds have passed, or
@@ -145,7 +152,7 @@ pub(crate) struct DaemonArgs {
           value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub(crate) drain_seconds: u32,
 
-    /// Remove the segment at the end
+    /// Remove the segment at the end, unless others use it then
     #[arg(long)]
     pub(crate) remove: bool,
 }

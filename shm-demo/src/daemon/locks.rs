@@ -5,13 +5,20 @@
 //! one has it or takes it. A lock that refuses a name refuses it for ever: so a name is
 //! never at two locks, whoever gives it at the same time or is killed meanwhile.
 
-use super::protocol::Reply;
+use super::protocol::{Reply, is_name};
 use crate::{Result, about_path};
 use heirlock::{
-    LockView, Mutex, MutexGuard, NameError, Participant, ParticipantView, Segment, Snapshot,
+    LockError, LockOptions, LockView, Mutex, MutexGuard, NameError, Participant, ParticipantView,
+    Segment, Snapshot,
 };
-use std::collections::HashMap;
+use rustix::fs::fstat;
+use rustix::process::geteuid;
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 use zerocopy::FromBytes;
 
 /// Which `Locks` this is: another number for every change of it.
@@ -46,6 +53,64 @@ pub(crate) fn open_or_create(path: &Path, mode: u32) -> Result<Segment<Locks>> {
         options.open_or_create(path).map_err(|error| about_path(path, &error))?;
     segment.set_name(&segment.daemon, CLAIM).map_err(|error| about_path(path, &error))?;
     Ok(segment)
+}
+
+/// Claims the segment for the one daemon that it may have. `None` if the path is another
+/// file's by now, or nobody's: the daemon before has removed it.
+pub(crate) fn claim<'s>(
+    segment: &'s Segment<Locks>,
+    path: &Path,
+) -> Result<Option<MutexGuard<'s, u64>>> {
+    let opened = fstat(segment.as_fd())?;
+    let me = geteuid();
+    if opened.st_uid != me.as_raw() && opened.st_uid != 0 {
+        return Err(format!(
+            "{}: it is user {}'s, who could cut it off under this daemon, which runs as user \
+             {me}; remove it, or choose another --path",
+            path.display(),
+            opened.st_uid
+        )
+        .into());
+    }
+    let now = LockOptions::new().timeout(Duration::ZERO);
+    let claim = match segment.daemon.lock_with(&now) {
+        Ok(claim) => claim,
+        Err(LockError::TimedOut) => {
+            return Err(format!(
+                "{}: there is a daemon already, process {}; end that one first",
+                path.display(),
+                owner_pid(segment)
+            )
+            .into());
+        }
+        Err(error) => return Err(about_path(path, &error).into()),
+    };
+    let is_there = |found: Metadata| (found.dev(), found.ino()) == (opened.st_dev, opened.st_ino);
+    match fs::metadata(path) {
+        Ok(found) => Ok(is_there(found).then_some(claim)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(about_path(path, &error).into()),
+    }
+}
+
+fn owner_pid(segment: &Segment<Locks>) -> String {
+    let pid = || {
+        let snapshot = snapshot(segment).ok()?;
+        Some(participant_of(&snapshot, heirlock::owner(&segment.daemon)?)?.pid)
+    };
+    pid().map_or("?".into(), |pid| pid.to_string())
+}
+
+/// The processes that take part in the segment and are alive, besides its daemon, which
+/// this one is.
+pub(crate) fn others(segment: &Segment<Locks>) -> Result<BTreeSet<u32>> {
+    let snapshot = snapshot(segment)?;
+    let process = |view: &ParticipantView| (view.pid, view.pid_namespace);
+    // The row that has the claim.
+    let me = heirlock::owner(&segment.daemon);
+    let me = me.and_then(|me| participant_of(&snapshot, me)).map(process);
+    let alive = snapshot.participants.iter().filter(|view| view.alive);
+    Ok(alive.filter(|view| Some(process(view)) != me).map(|view| view.pid).collect())
 }
 
 /// Notes that the lock is held for the process `pid`, and returns which one had it
@@ -107,8 +172,8 @@ pub(crate) struct Clients {
     pub(crate) waiting: HashMap<Participant, u32>,
 }
 
-/// What there is to say of each lock that has a name; `clients` are those at the one at
-/// a place, as far as this process knows.
+/// What there is to say of each lock that clients can ask for by its name; `clients` are
+/// those at the one at a place, as far as this process knows.
 pub(crate) fn status(
     segment: &Segment<Locks>,
     clients: impl Fn(usize) -> Clients,
@@ -116,12 +181,14 @@ pub(crate) fn status(
     let snapshot = snapshot(segment)?;
     let locks = segment.locks.iter().enumerate().filter_map(|(at, lock)| {
         let view = snapshot.lock(segment.offset_of(lock)?)?;
-        Some(status_line(&snapshot, view, &clients(at)))
+        // Somebody who maps the segment may have given it one that reads like a line.
+        let name = view.name.as_deref().filter(|name| is_name(name))?;
+        Some(status_line(&snapshot, name, view, &clients(at)))
     });
     Ok(locks.collect())
 }
 
-fn status_line(snapshot: &Snapshot, view: &LockView, clients: &Clients) -> String {
+fn status_line(snapshot: &Snapshot, name: &str, view: &LockView, clients: &Clients) -> String {
     let who = |participant: Participant, client: Option<u32>| {
         let pid = participant_of(snapshot, participant).map_or(0, |view| view.pid);
         client.map_or_else(|| pid.to_string(), |client| format!("{pid}/{client}"))
@@ -140,8 +207,7 @@ fn status_line(snapshot: &Snapshot, view: &LockView, clients: &Clients) -> Strin
     let queue = view.queue.iter().filter(alive);
     let queue: Vec<String> = queue.map(|member| who(*member, waiting(*member))).collect();
     format!(
-        "LOCK name={} state={state} owner={} waiters={} queue={}",
-        view.name.as_deref().unwrap_or("-"),
+        "LOCK name={name} state={state} owner={} waiters={} queue={}",
         owner.as_deref().unwrap_or("-"),
         queue.len(),
         if queue.is_empty() { "-".into() } else { queue.join(",") }
@@ -156,6 +222,7 @@ pub(crate) fn participant_of(snapshot: &Snapshot, who: Participant) -> Option<&P
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment_file::SegmentFile;
 
     fn segment() -> Segment<Locks> {
         Segment::anonymous().expect("a segment")
@@ -190,6 +257,21 @@ mod tests {
         let error = find_or_make(segment, "one-more").expect_err("no room");
         assert!(error.contains("all 61 locks have other names"), "{error}");
         assert_eq!(find(segment, "one-more"), None);
+    }
+
+    #[test]
+    fn what_is_claimed_is_what_is_at_the_path() {
+        let name = format!("heirlock-claim-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        let file = SegmentFile(Path::new("/dev/shm").join(name));
+        let path = &file.0;
+        let old = open_or_create(path, 0o600).expect("a segment");
+        let is_claimed = |segment| claim(segment, path).expect("it is free").is_some();
+        assert!(is_claimed(&old));
+        fs::remove_file(path).expect("it was there");
+        assert!(!is_claimed(&old));
+        let new = open_or_create(path, 0o600).expect("a segment");
+        assert!(!is_claimed(&old));
+        assert!(is_claimed(&new));
     }
 
     #[test]

@@ -57,52 +57,34 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let ring = Ring::new()?;
-    let segment = locks::open_or_create(&args.at.path, args.mode)?;
-    // If a daemon dies, so does its claim.
-    let Some(mut claim) = segment.daemon.try_lock() else {
-        return Err(format!(
-            "{}: there is a daemon already, process {}; end that one first",
-            args.at.path.display(),
-            owner_pid(&segment)
-        )
-        .into());
-    };
-    *claim += 1;
-    let listener = Listener::bind(&args.at.socket(), args.mode)?;
-    let mut daemon = Daemon {
-        args,
-        segment: &segment,
-        ring,
-        log,
-        manager,
-        signals,
-        listener: Some(listener),
-        accepting: None,
-        cannot_accept: false,
-        sessions: BTreeMap::new(),
-        last_session: 0,
-        eager: BTreeSet::new(),
-        watchdog: notify::watchdog_interval(),
-        appeased: Instant::now(),
-        draining: false,
-        time_is_up: false,
-    };
-    let result = daemon.serve(*claim);
-    // Its guards are dropped here, before the segment is.
-    drop(daemon);
-    result?;
-    if args.remove {
-        Segment::unlink(&args.at.path).map_err(|error| about_path(&args.at.path, &error))?;
+    let path = &args.at.path;
+    loop {
+        let segment = locks::open_or_create(path, args.mode)?;
+        // If a daemon dies, so does its claim.
+        let Some(mut claim) = locks::claim(&segment, path)? else { continue };
+        *claim += 1;
+        let listener = Listener::bind(&args.at.socket(), args.mode)?;
+        let mut daemon = Daemon {
+            args,
+            segment: &segment,
+            ring,
+            log,
+            manager,
+            signals,
+            listener: Some(listener),
+            accepting: None,
+            cannot_accept: false,
+            sessions: BTreeMap::new(),
+            last_session: 0,
+            eager: BTreeSet::new(),
+            watchdog: notify::watchdog_interval(),
+            appeased: Instant::now(),
+            draining: false,
+            time_is_up: false,
+        };
+        daemon.serve(*claim)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn owner_pid(segment: &Segment<Locks>) -> String {
-    let pid = || {
-        let snapshot = locks::snapshot(segment).ok()?;
-        Some(participant_of(&snapshot, heirlock::owner(&segment.daemon)?)?.pid)
-    };
-    pid().map_or("?".into(), |pid| pid.to_string())
 }
 
 struct Daemon<'s> {
@@ -153,6 +135,9 @@ impl<'s> Daemon<'s> {
                 self.with_session(id, |_, _| Ok(()))?;
                 self.appease_watchdog();
             }
+        }
+        if self.args.remove {
+            self.remove()?;
         }
         self.log.say("ended");
         Ok(())
@@ -551,6 +536,22 @@ impl<'s> Daemon<'s> {
                 }
             })?;
         }
+        Ok(())
+    }
+
+    /// Removes the segment, unless others use it, who would have it to themselves.
+    fn remove(&mut self) -> Result<()> {
+        let path = &self.args.at.path;
+        let others = locks::others(self.segment)?;
+        if others.is_empty() {
+            return Segment::unlink(path).map_err(|error| about_path(path, &error).into());
+        }
+        let others: Vec<String> = others.iter().map(u32::to_string).collect();
+        self.log.say(&format!(
+            "{} is not removed: others use it, processes {}",
+            path.display(),
+            others.join(", ")
+        ));
         Ok(())
     }
 

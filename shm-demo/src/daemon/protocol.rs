@@ -90,6 +90,11 @@ fn short(word: &str) -> String {
     word.chars().take(20).collect()
 }
 
+/// Whether a lock can be asked for by this name.
+pub(crate) fn is_name(word: &str) -> bool {
+    name(word).is_ok()
+}
+
 fn name(word: &str) -> Result<String, String> {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if !word.bytes().all(fits) {

@@ -119,10 +119,27 @@ fn a_program_of_ones_own_shares_the_locks() {
     assert_eq!(name(3), None);
     assert!(segment[1].try_lock().is_none());
     client.assert_ok("UNLOCK first");
-    let guard = segment[1].lock();
+    // It says who has it, as the daemon does.
+    let mut guard = segment[1].lock();
+    assert_eq!(*guard, 0);
+    *guard = 1 << 32 | 7;
     assert_eq!(client.ask("TRY first"), "BUSY");
     drop(guard);
+    assert_eq!(client.ask("TRY first"), "OK INHERITED 7");
+    let me = u64::from(std::process::id());
+    drop(client);
+    let mut guard = segment[1].try_lock_for(HANG).expect("it is released");
+    assert_eq!(*guard, 1 << 32 | me);
+    *guard = 0;
+    drop(guard);
+    let mut client = ground.connect();
     client.assert_ok("TRY first");
+    // A name that no client can ask for is none that it is told.
+    segment.set_name(&segment[3], "x state=free").expect("a name");
+    client.send(b"STATUS\n");
+    let lines = [client.line(), client.line(), client.line()];
+    assert!(lines[0].starts_with("LOCK name=first ") && lines[1].starts_with("LOCK name=a.name"));
+    assert_eq!(lines[2], "OK 2");
 }
 
 #[test]
@@ -288,7 +305,7 @@ fn says_what_is_wrong_with_the_command_line() {
     let long = format!("daemon --socket /tmp/{}", "x".repeat(110));
     ground.path.run(&long).assert_error(1, "at most 107 bytes with --socket");
     for (command, what) in [
-        ("daemon", ["OK INHERITED PID", "SIGUSR1", "Example"]),
+        ("daemon", ["OK INHERITED PID", "1 << 32 | PID", "Example"]),
         ("client", ["--direct", "Exit codes", "Example"]),
     ] {
         let said = run(&format!("{command} --help"));

@@ -3,10 +3,10 @@
 use crate::hostile::flood;
 use crate::kit::{Demo, TempPath, until};
 use crate::service::Manager;
-use crate::support::{Client, Ground, ticks};
+use crate::support::{Client, Ground, kill, ticks};
 use nix::sys::signal::Signal;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -67,13 +67,12 @@ fn everybody_who_waits_is_sent_away() {
     assert_eq!(daemon.end_soon().code(), Some(0));
 }
 
-/// A daemon that is started with so many descriptors.
-fn limited(ground: &Ground, limit: &str, more: &[(&str, &str)]) -> Demo {
+/// A daemon that is started by a shell, which does something first.
+fn from_shell(ground: &Ground, first: &str, vars: &[(&str, &str)], flags: &str) -> Demo {
+    let daemon = ground.command(flags);
     let mut command = Command::new("sh");
-    let line = ["daemon", "--path", ground.path.str(), "--log", ground.log.str()];
-    let shell = format!("ulimit {limit} && exec \"$0\" \"$@\"");
-    command.args(["-c", &shell, env!("CARGO_BIN_EXE_shm-demo")]).args(line);
-    command.envs(more.iter().copied());
+    command.args(["-c", &format!("{first} && exec \"$0\" \"$@\"")]);
+    command.arg(daemon.get_program()).args(daemon.get_args()).envs(vars.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let daemon = Demo::spawn(&mut command);
     ground.until_ready(&daemon);
@@ -83,7 +82,7 @@ fn limited(ground: &Ground, limit: &str, more: &[(&str, &str)]) -> Demo {
 #[test]
 fn a_daemon_without_descriptors_waits_for_some() {
     let ground = Ground::new();
-    let daemon = limited(&ground, "-n 20", &[]);
+    let daemon = from_shell(&ground, "ulimit -n 20", &[], "");
     let mut client = ground.connect();
     client.assert_ok("LOCK a");
     let mut more: Vec<Client> = (0..30).map(|_| ground.connect()).collect();
@@ -108,7 +107,7 @@ fn a_daemon_without_descriptors_appeases_its_watchdog() {
     let ground = Ground::new();
     let manager = Manager::new(&ground);
     let vars = [("NOTIFY_SOCKET", manager.path.str()), ("WATCHDOG_USEC", "20000")];
-    let _daemon = limited(&ground, "-n 20", &vars);
+    let _daemon = from_shell(&ground, "ulimit -n 20", &vars, "");
     let _clients: Vec<Client> = (0..30).map(|_| ground.connect()).collect();
     ground.until_logged("cannot accept a connection: ");
     // What it was told before does not count, nor what fits into the socket.
@@ -119,7 +118,7 @@ fn a_daemon_without_descriptors_appeases_its_watchdog() {
 #[test]
 fn a_daemon_takes_all_descriptors_that_it_may() {
     let ground = Ground::new();
-    let _daemon = limited(&ground, "-S -n 20", &[]);
+    let _daemon = from_shell(&ground, "ulimit -S -n 20", &[], "");
     let mut clients: Vec<Client> = (0..60).map(|_| ground.connect()).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask("STATUS"), "OK 0"));
 }
@@ -160,6 +159,7 @@ fn sigterm_does_not_wait_for_ever() {
     assert_eq!(said.next(), format!("OK INHERITED {}", std::process::id()));
     assert_eq!(holder.line(), "");
     ground.until_logged("lock a: process");
+    kill(direct);
 
     // Nor does a second one.
     let daemon = ground.start("--drain-seconds 1000000 --remove");
@@ -172,6 +172,39 @@ fn sigterm_does_not_wait_for_ever() {
     ground.until_logged("SIGTERM again");
     ground.until_logged("lock b: process");
     assert!(!ground.path.exists() && !ground.socket.exists());
+}
+
+#[test]
+fn what_others_use_is_not_removed() {
+    let ground = Ground::new();
+    let daemon = ground.start("--remove");
+    let (mut direct, said) = ground.process("--direct");
+    direct.say("LOCK a");
+    assert_eq!(said.next(), "OK");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end_soon().code(), Some(0));
+    let why = format!("is not removed: others use it, processes {}", direct.pid());
+    assert!(ground.logged().contains(&why), "{}", ground.logged());
+    assert!(ground.path.exists());
+    // The dead use nothing.
+    kill(direct);
+    let daemon = ground.start("--remove");
+    assert_eq!(ground.connect().ask("LOCK a").split(' ').nth(1), Some("INHERITED"));
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.end_soon().code(), Some(0));
+    assert!(!ground.path.exists());
+}
+
+#[test]
+fn a_segment_of_somebody_else_is_refused() {
+    let ground = Ground::new();
+    assert_eq!(ground.path.run("client --direct STATUS").out, "OK 0\n");
+    if let Err(error) = chown(ground.path.str(), Some(12345), None) {
+        println!("skipped: cannot give a file away: {error}");
+        return;
+    }
+    ground.path.run("daemon").assert_error(1, "it is user 12345's");
+    assert!(!ground.socket.exists());
 }
 
 #[test]
@@ -336,9 +369,10 @@ fn only_a_socket_at_which_nobody_listens_is_replaced() {
 
 #[test]
 fn the_mode_says_who_may_use_it() {
-    for (flags, mode) in [("", 0o600), ("--mode 640", 0o640)] {
+    for (flags, mode) in [("", 0o600), ("--mode 640", 0o640), ("--mode 666", 0o666)] {
         let ground = Ground::new();
-        let _daemon = ground.start(flags);
+        // Whatever the umask is.
+        let _daemon = from_shell(&ground, "umask 077", &[], flags);
         for path in [&ground.path, &ground.socket] {
             let found = fs::symlink_metadata(path.str()).expect("it is there");
             assert_eq!(found.permissions().mode() & 0o777, mode, "{}", path.str());
