@@ -79,6 +79,18 @@ fn signals_that_end_the_client_end_its_command() {
 }
 
 #[test]
+fn no_signal_is_kept_from_a_command() {
+    let ground = Ground::new();
+    let _daemon = ground.start("");
+    for flag in WAYS {
+        let mut command = Demo::command(&["client", "--path", ground.path.str()]);
+        command.args(flag.split_whitespace());
+        command.args(["LOCK", "a", "--", "grep", "SigBlk", "/proc/self/status"]);
+        assert_eq!(Demo::spawn(&mut command).end_soon().out, "SigBlk:\t0000000000000000\n");
+    }
+}
+
+#[test]
 fn what_is_ignored_stays_so() {
     let ground = Ground::new();
     for flag in WAYS {
@@ -153,7 +165,9 @@ fn a_killed_client_takes_its_command_along() {
         // The client, its command, and the daemon.
         assert_eq!(ground.path.processes().len(), 3);
         let pid = client.pid();
-        kill(client);
+        client.signal(Signal::SIGKILL);
+        // Not to its end: if the command lives it has standard error.
+        drop(client);
         until("the command is gone", || ground.path.processes().len() == 1);
         let mut next = ground.connect();
         assert_eq!(next.ask("LOCK a"), format!("OK INHERITED {pid}"));
