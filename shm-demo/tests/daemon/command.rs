@@ -162,8 +162,8 @@ fn a_killed_client_takes_its_command_along() {
     let _daemon = ground.start("");
     for flag in WAYS {
         let (client, _said) = begun(&ground, flag);
-        // The client, its command, and the daemon.
-        assert_eq!(ground.path.processes().len(), 3);
+        // The client, its command (which begins others), and the daemon.
+        assert!(ground.path.processes().len() >= 3);
         let pid = client.pid();
         client.signal(Signal::SIGKILL);
         // Not to its end: if the command lives it has standard error.
