@@ -53,9 +53,10 @@ pub(crate) fn run(args: &DaemonArgs) -> Result<ExitCode> {
     let signals = Rc::new(SignalFd::with_flags(&signals, flags)?);
     let log = Log::open(args.log.as_deref())?;
     let manager = Manager::find().map_err(|error| format!("$NOTIFY_SOCKET: {error}"))?;
-    // A client takes a descriptor each, and 1024 are what programs get that use select(2).
+    // Each client takes a descriptor, and few are what programs get that use select(2). If
+    // there are no more to be had it goes on with those.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, most, most);
     let ring = Ring::new()?;
     let path = &args.at.path;
     loop {
