@@ -365,7 +365,7 @@ pub(crate) fn assert_signals_end(line: &str) {
 pub(crate) fn assert_nobody_outlives(line: &str) {
     let path = TempPath::new();
     let demo = at_work(&path, line);
-    assert!(path.processes().len() > 2);
+    until("the workers are there", || path.processes().len() > 2);
     demo.signal(Signal::SIGKILL);
     assert_eq!(demo.end_soon().code(), None);
     until("the workers are gone", || path.processes().is_empty());
