@@ -115,7 +115,7 @@ behind; remove it.)";
 
 const STORM: &str = "\
 Starts worker processes (this program again) of four threads each, that acquire
-three locks in every way there is: waiting, cancellable, interruptible, and with
+three locks in every way to wait asleep: plainly, cancellable, interruptible, and with
 --timeouts for a limited time. First they are left alone for 4 seconds; then comes the
 storm: ordinary and real-time signals, cancellations by the parent and by signal
 handlers, with --stops SIGSTOP and SIGCONT, and SIGKILL with a new worker in place of

@@ -1,5 +1,5 @@
 //! What each worker process of `storm` does: its threads lock, look, count and
-//! unlock, in every way there is, until they are killed or told to end.
+//! unlock, in every way in which a thread can wait asleep, until they are killed or told to end.
 #![allow(clippy::disallowed_types, reason = "the demo's own words, not the lock's")]
 
 use super::ground::{self, Ground, Guarded, LOCKS, Phase, Soul, THREADS};
