@@ -248,7 +248,11 @@ impl RawMutex {
     /// behind that it is not there to take the lock, or to pass it on.
     pub(super) fn is_awaited_by_caller(&self, me: &Attachment) -> bool {
         let mapping = me.mapping();
-        !cfg!(heirlock_loom) && lease::thread_is_busy_with(mapping, self.0.name_in(mapping))
+        // Who has forgotten an acquisition may have another lock by now at the same place.
+        let waits = |row| queue::seems_to_contain(&self.0, me.table(), row);
+        !cfg!(heirlock_loom)
+            && self.has_queue()
+            && lease::any_busy_with(mapping, self.0.name_in(mapping), waits)
     }
 
     /// The doorway: whoever is through it first is served first.

@@ -94,14 +94,19 @@ impl Drop for Lease {
     }
 }
 
-/// Whether the calling thread stands in a queue of the lock of this name in `mapping` with a
-/// row on lease.
-pub(crate) fn thread_is_busy_with(mapping: &Arc<Mapping>, lock: u64) -> bool {
+/// Whether this is true of any row on lease with which the calling thread is busy with the
+/// lock of this name in `mapping`.
+pub(crate) fn any_busy_with(
+    mapping: &Arc<Mapping>,
+    lock: u64,
+    is_true: impl Fn(u32) -> bool,
+) -> bool {
     any_of_this_thread(|entry| {
         let attachment = entry.attachment();
         // Relaxed: the row is the thread's own.
         Arc::ptr_eq(attachment.mapping(), mapping)
             && attachment.row().lock.load(Ordering::Relaxed) == lock
+            && is_true(attachment.id().index())
     })
 }
 

@@ -13,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_throughput_lock_serves_rings_too", throughput),
     ("who_waits_in_a_ring_does_not_sleep_behind_itself", own_acquisition),
     ("who_sleeps_behind_itself_is_a_deadlock_of_one", circle_of_one),
+    ("a_forgotten_acquisition_is_none_of_the_next_locks_at_its_place", forgotten),
 ];
 
 /// One that was waited for, in the ring.
@@ -254,4 +255,24 @@ fn circle_of_one() {
     drop(ring.end_of(id).guard());
     ring.until_quiet();
     assert!(!segment.locks[0].is_locked());
+}
+
+/// In private memory, where a lock is known by its place.
+fn forgotten() {
+    let mut mutex = Mutex::new(0);
+    std::mem::forget(mutex.lock());
+    std::mem::forget(mutex.start(1).expect("start"));
+    mutex = Mutex::new(1);
+    thread::scope(|scope| {
+        let held = mutex.lock();
+        scope.spawn(|| *mutex.lock() += 1);
+        let waits = || heirlock::queue(&mutex).is_some_and(|queue| queue.len() == 1);
+        until("another thread waits", waits);
+        // For long enough that this thread has to queue, behind that one.
+        scope.spawn(|| *mutex.lock() += 1);
+        until("two wait", || heirlock::queue(&mutex).is_some_and(|queue| queue.len() == 2));
+        drop(held);
+        assert!(*mutex.lock() >= 2);
+    });
+    assert_eq!(*mutex.lock(), 3);
 }
