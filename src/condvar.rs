@@ -167,8 +167,9 @@ impl Condvar {
     ///
     /// # Panics
     ///
-    /// As [`Condvar::wait`]. The guard has lost the lock, too, if another acquisition that
-    /// this thread has begun is served meanwhile, and has the lock when the time is over.
+    /// As [`Condvar::wait`]. The guard has lost the lock, too, if this thread has begun an
+    /// acquisition through another mapping of the segment, which has the lock when the time
+    /// is over.
     ///
     /// # Examples
     ///

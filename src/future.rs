@@ -46,7 +46,7 @@ use crate::lock_options::LockOptions;
 use crate::mutex::{DeadOwner, Mutex, MutexGuard};
 use crate::participant::helper;
 use crate::participant::lease::Lease;
-use crate::participant::watch::Watch;
+use crate::participant::watch::{Over, Watch};
 #[cfg(feature = "io-uring")]
 use crate::uring::Reactor;
 use core::fmt;
@@ -220,14 +220,17 @@ impl<'m> Pending<'m> {
     ) -> Poll<Result<Acquired, LockError>> {
         // The token was cancelled before there was a future.
         let Some(limits) = self.limits else { return Poll::Ready(Err(LockError::Cancelled)) };
-        let returned = match &self.watch {
-            Some(Closing(watch)) if !watch.is_over(context.waker()) => return Poll::Pending,
-            watch => watch.is_some(),
+        let over = match &self.watch {
+            Some(Closing(watch)) => match watch.over(context.waker()) {
+                None => return Poll::Pending,
+                over => over,
+            },
+            None => None,
         };
         self.watch = None;
         let acquired = match &mut self.acquisition {
             Some(under_way) => {
-                if returned {
+                if over == Some(Over::Returned) {
                     under_way.returned();
                 }
                 under_way.look()?

@@ -125,8 +125,8 @@ impl<T: ?Sized> Mutex<T> {
     ///
     /// # Panics
     ///
-    /// If the calling thread holds the lock already (it would wait for itself
-    /// for ever); if it cannot join the segment (see
+    /// If the calling thread holds the lock already, or waits for it in a ring (it would
+    /// wait for itself for ever); if it cannot join the segment (see
     /// [`Segment::attach`](crate::Segment::attach), which returns that as an
     /// error instead); if the segment is corrupted. If the process wants that in the
     /// segment ([`Segment::detect_deadlocks`](crate::Segment::detect_deadlocks)), also

@@ -51,13 +51,14 @@ pub const MAX_LOCKS: usize = acquisition::MAX_LOCKS;
 ///
 /// In each segment it takes as many rows as there are locks in it (of
 /// [`Options::capacity`](crate::Options::capacity)). The thread keeps eight of them until it
-/// ends, and more (64 at most) if it wants more again and again; if the segment has no row
-/// left, what this process keeps of the kind is given up first.
+/// ends, and more (64 at most) if it wants more again and again. If the segment has no row
+/// left, what the calling thread keeps of the kind, and the process for its futures, is
+/// given up first.
 ///
 /// # Panics
 ///
-/// As [`Mutex::lock`]: also if the thread holds all of them (what it holds of them it does not
-/// wait for); if there are none, or more than [`MAX_LOCKS`].
+/// As [`Mutex::lock`]: also if the thread holds all of them, or waits for them in a ring (for
+/// those it does not wait here); if there are none, or more than [`MAX_LOCKS`].
 ///
 /// # Examples
 ///

@@ -38,6 +38,7 @@
 use crate::sys::event;
 use crate::uring::Reactor;
 use io_uring::{IoUring, cqueue};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use tokio::io::Interest;
@@ -96,7 +97,8 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// As [`Driver::new`]; the ring must have no eventfd yet.
+    /// As [`Driver::new`]; the ring must have no eventfd yet. `EINVAL` if it is for one thread
+    /// alone (`IORING_SETUP_SINGLE_ISSUER`): a runtime's tasks go from thread to thread.
     ///
     /// # Panics
     ///
@@ -132,6 +134,9 @@ impl Driver {
         mut others: impl FnMut(cqueue::Entry) + Send + 'static,
     ) -> io::Result<Self> {
         crate::uring::refused().map_or(Ok(()), Err)?;
+        if ring.params().is_setup_single_issuer() {
+            return Err(Errno::INVAL.into());
+        }
         let counter = event::counter()?;
         ring.submitter().register_eventfd(counter.as_raw_fd())?;
         // SAFETY: it is an open descriptor, which the `AsyncFd` owns from here on.

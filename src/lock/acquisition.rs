@@ -97,7 +97,11 @@ impl<'m> Acquisition<'m> {
         let mut rows = Vec::new();
         for (which, raw) in locks.into_iter().enumerate() {
             let lease = lend(raw.address(), reclaim).map_err(NotBegun::Attach)?;
-            if asleep && (raw.is_owned_by_caller(&lease) || raw.is_awaited_by_caller(&lease)) {
+            // In this order: see `RawMutex::lock_slow`.
+            let is_callers = asleep
+                && (sound(&lease, raw.is_awaited_by_caller(&lease))?
+                    || raw.is_owned_by_caller(&lease));
+            if is_callers {
                 continue;
             }
             if sound(&lease, raw.take_at_once(&lease))? {

@@ -151,7 +151,7 @@ impl RawCondvar {
             let what = "the thread met that in an earlier operation";
             return Err(Refused::Corrupted(Corrupted(what)));
         }
-        if mutex.is_awaited_by_caller(me) {
+        if mutex.is_awaited_by_caller(me).map_err(Refused::Corrupted)? {
             return Err(Refused::WouldDeadlock);
         }
         let row = me.row();

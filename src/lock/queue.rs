@@ -445,20 +445,6 @@ pub(super) fn has_living_waiter(words: &LockWords, table: Table) -> bool {
     true
 }
 
-/// Whether row `index`, which is the calling thread's, is in the queue, as far as a look
-/// without the guard can tell: what is inconsistent is in motion, so perhaps.
-pub(super) fn seems_to_contain(words: &LockWords, table: Table, index: u32) -> bool {
-    let mut at = words.tail.load(SeqCst);
-    for _ in 0..=table.capacity() {
-        if at == 0 || at == index {
-            return at == index;
-        }
-        let Some(row) = table.row(at) else { return true };
-        at = row.prev.load(SeqCst);
-    }
-    true
-}
-
 /// The waiters in order, the head first: who, and in which wait. Taken without
 /// the guard, by two equal looks in a row; `None` if `tries` pairs differed.
 pub(crate) fn snapshot(

@@ -178,7 +178,8 @@ impl RawMutex {
         if policy == Policy::Throughput && comes_free() && self.barge(me)? {
             return Ok(());
         }
-        if self.is_owned_by_caller(me) || !limits.end_it() && self.is_awaited_by_caller(me) {
+        // In this order: who is in the queue becomes the owner, and not the other way round.
+        if !limits.end_it() && self.is_awaited_by_caller(me)? || self.is_owned_by_caller(me) {
             return Err(Failed::OwnedByCaller);
         }
         me.look_who_fences();
@@ -244,15 +245,20 @@ impl RawMutex {
         }
     }
 
-    /// Whether the calling thread waits for it already, in a row on lease: if it sleeps
-    /// behind that it is not there to take the lock, or to pass it on.
-    pub(super) fn is_awaited_by_caller(&self, me: &Attachment) -> bool {
-        let mapping = me.mapping();
+    /// Whether the calling thread stands in its queue already, in a row on lease: if it
+    /// sleeps behind that it is not there to take the lock, or to pass it on.
+    pub(crate) fn is_awaited_by_caller(&self, me: &Attachment) -> Result<bool, Corrupted> {
+        if cfg!(heirlock_loom) || !self.has_queue() {
+            return Ok(false);
+        }
+        let rows = lease::busy_with(me.mapping(), self.0.name_in(me.mapping()));
+        if rows.is_empty() {
+            return Ok(false);
+        }
         // Who has forgotten an acquisition may have another lock by now at the same place.
-        let waits = |row| queue::seems_to_contain(&self.0, me.table(), row);
-        !cfg!(heirlock_loom)
-            && self.has_queue()
-            && lease::any_busy_with(mapping, self.0.name_in(mapping), waits)
+        self.editing(me, |guard| {
+            rows.iter().try_fold(false, |found, row| Ok(found || guard.contains(*row)?))
+        })
     }
 
     /// The doorway: whoever is through it first is served first.

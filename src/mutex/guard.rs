@@ -95,7 +95,10 @@ fn drop_slow(raw: &RawMutex, me: Current) {
         return;
     }
     let result = raw.unlock_slow(&me);
-    if result.is_ok() && me.home() != Home::Thread {
+    if me.home() != Home::Thread {
+        if result.is_err() {
+            me.mark_broken();
+        }
         give_back(me);
     }
     released(result);
@@ -188,10 +191,12 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     fn lose(&mut self, failed: &Failed) {
         let me = self.me;
         self.me = me.nowhere();
-        if let Failed::OwnedByCaller = failed {
-            // By another row of the thread's, or another guard of the same one.
-            give_back(me);
+        // By another row of the thread's, or another guard of the same one.
+        let is_elsewhere = matches!(failed, Failed::OwnedByCaller);
+        if me.home() != Home::Thread && !is_elsewhere {
+            me.mark_broken();
         }
+        give_back(me);
     }
 
     /// Releases the lock, of which nobody has made use: who died holding it is told to the
@@ -244,7 +249,8 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     ///
     /// As [`Mutex::lock`]: if `f` keeps the lock, say. Then the guard has lost it: whoever
     /// catches the panic may drop the guard, which releases nothing, and to use it panics.
-    /// (If `f` panics and the lock cannot be acquired again, that is all that tells.)
+    /// (While the thread unwinds, because `f` panics or from before, there is no second
+    /// panic: then the use of the guard is all that tells.)
     ///
     /// # Examples
     ///
@@ -331,7 +337,8 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     ///
     /// # Panics
     ///
-    /// As [`MutexGuard::unlocked`].
+    /// As [`MutexGuard::unlocked`]; and, with the guard as it was, if the thread waits for
+    /// the lock in a ring, to which it would go.
     ///
     /// # Examples
     ///
@@ -342,8 +349,13 @@ impl<'a, T: ?Sized> MutexGuard<'a, T> {
     /// assert_eq!(*guard, 1);
     /// ```
     pub fn bump(this: &mut Self) {
-        if this.mutex.raw.has_queue() {
-            Self::unlocked(this, || ());
+        this.check_process();
+        match this.mutex.raw.is_awaited_by_caller(&this.me) {
+            // It would go to this thread, and the guard would be without.
+            Ok(true) => fail(Failed::OwnedByCaller),
+            Ok(false) if this.mutex.raw.has_queue() => Self::unlocked(this, || ()),
+            Ok(false) => {}
+            Err(corrupted) => fail(corrupted.into()),
         }
     }
 

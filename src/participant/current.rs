@@ -203,6 +203,18 @@ fn leave() {
     }
 }
 
+/// Takes back a row on lease that the thread could not leave yet: its user has come to an
+/// end with it since.
+pub(super) fn was_late(current: Current) {
+    LATE.with(|late| {
+        let mut late = late.borrow_mut();
+        let known = late.iter_mut().find(|(entry, _)| entry.attachment == current.unmarked());
+        if let Some((_, lent)) = known {
+            *lent = false;
+        }
+    });
+}
+
 /// Has [`leave_for_good`] called; `false` if that cannot be had.
 fn leave_for_good_later() -> bool {
     process::after_thread_locals(leave_for_good, NonNull::dangling().as_ptr())

@@ -5,7 +5,7 @@
 #[cfg(all(feature = "io-uring", not(heirlock_loom)))]
 use super::current::generation_of_process;
 use super::desk::{Desk, Place};
-use super::watch::Watch;
+use super::watch::{Over, Watch};
 #[cfg(all(feature = "io-uring", not(heirlock_loom)))]
 use crate::sys::atomic::{AtomicU32, Ordering};
 use crate::sys::clock::Deadline;
@@ -67,7 +67,7 @@ fn work(desk: &Desk<Arc<Watch>>) {
             let at = each.next().unwrap_or_default();
             let due = watch.is_due(changed[at / AT_ONCE]);
             if due {
-                watch.end();
+                watch.end(Over::Returned);
             }
             !due
         });

@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use super::attach::{AttachError, Attachment, Home, Reclaim, attach};
-use super::current::{Current, Entry, Place, expect_forks, leave_at_end, mapping_at};
+use super::current::{Current, Entry, Place, expect_forks, leave_at_end, mapping_at, was_late};
 use super::keeper;
 use crate::memory::error::Corrupted;
 use crate::memory::map::Mapping;
@@ -22,8 +22,8 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How many rows a thread, or the process, keeps that nobody has on lease: few, as they are
-/// missing elsewhere, unless it turns out that more are wanted again.
+/// How many rows a thread, or the process, keeps in each segment that nobody has on lease:
+/// few, as they are missing elsewhere, unless it turns out that more are wanted again.
 const KEPT: usize = 8;
 
 /// The most that are kept: as many as one wait can want.
@@ -37,35 +37,33 @@ pub(crate) struct Lease(Current);
 impl Lease {
     /// One of the calling thread's, in the segment around `address`.
     pub(crate) fn of_thread(address: usize, reclaim: Reclaim) -> Result<Self, AttachError> {
-        if let Some(lease) = POOL.with(|pool| pool.borrow_mut().take(address)) {
-            return Ok(lease);
-        }
-        prune();
-        let (mapping, place) = mapping_at(address)?;
-        if let Some(lease) = POOL.with(|pool| pool.borrow_mut().take_of(&mapping, &place)) {
-            return Ok(lease);
-        }
-        POOL.with(|pool| pool.borrow().has_no_broken(&mapping))?;
-        expect_forks();
-        let attachment = with_spares(&mapping, || attach(&mapping, reclaim, false))?;
-        leave_at_end();
-        Ok(POOL.with(|pool| pool.borrow_mut().add(place, attachment, Home::Lease)))
+        Self::from::<OfThread>(address, |mapping| {
+            let attachment = attach(mapping, reclaim, false)?;
+            leave_at_end();
+            Ok(attachment)
+        })
     }
 
     /// One of the process's.
     pub(crate) fn of_process(address: usize, reclaim: Reclaim) -> Result<Self, AttachError> {
-        if let Some(lease) = shared(|pool| pool.take(address)) {
+        Self::from::<OfProcess>(address, |mapping| keeper::attach(Arc::clone(mapping), reclaim))
+    }
+
+    fn from<P: Owner>(
+        address: usize,
+        join: impl Fn(&Arc<Mapping>) -> Result<Box<Attachment>, AttachError>,
+    ) -> Result<Self, AttachError> {
+        if let Some(lease) = P::pool(|pool| pool.take(address)) {
             return Ok(lease);
         }
+        prune();
         let (mapping, place) = mapping_at(address)?;
-        if let Some(lease) = shared(|pool| pool.take_of(&mapping, &place)) {
+        if let Some(lease) = P::pool(|pool| pool.take_of(&mapping, &place))? {
             return Ok(lease);
         }
-        shared(|pool| pool.has_no_broken(&mapping))?;
         expect_forks();
-        let join = || keeper::attach(Arc::clone(&mapping), reclaim);
-        let attachment = with_spares(&mapping, join)?;
-        Ok(shared(|pool| pool.add(place, attachment, Home::Process)))
+        let attachment = with_spares(&mapping, || join(&mapping))?;
+        Ok(P::pool(|pool| pool.add(place, attachment, P::HOME)))
     }
 
     /// The row of a model's thread, which keeps it.
@@ -94,20 +92,17 @@ impl Drop for Lease {
     }
 }
 
-/// Whether this is true of any row on lease with which the calling thread is busy with the
-/// lock of this name in `mapping`.
-pub(crate) fn any_busy_with(
-    mapping: &Arc<Mapping>,
-    lock: u64,
-    is_true: impl Fn(u32) -> bool,
-) -> bool {
-    any_of_this_thread(|entry| {
+/// The rows on lease with which the calling thread is busy with the lock of this name in
+/// `mapping`.
+pub(crate) fn busy_with(mapping: &Arc<Mapping>, lock: u64) -> Vec<u32> {
+    let row = |entry: &Entry| {
         let attachment = entry.attachment();
         // Relaxed: the row is the thread's own.
-        Arc::ptr_eq(attachment.mapping(), mapping)
-            && attachment.row().lock.load(Ordering::Relaxed) == lock
-            && is_true(attachment.id().index())
-    })
+        let is_busy = Arc::ptr_eq(attachment.mapping(), mapping)
+            && attachment.row().lock.load(Ordering::Relaxed) == lock;
+        is_busy.then(|| attachment.id().index())
+    };
+    POOL.with(|pool| pool.borrow().all.iter().flatten().filter_map(row).collect())
 }
 
 /// Whether this is true of any row that the calling thread has, or may have, on lease.
@@ -128,8 +123,8 @@ pub(super) fn with_spares<R>(
 
 /// Leaves `mapping` with all rows that nobody has on lease; whether there were any.
 fn discard_spares(mapping: &Arc<Mapping>) -> bool {
-    let own = POOL.with(|pool| pool.borrow_mut().give_up(mapping));
-    let of_process = shared(|pool| pool.give_up(mapping));
+    let own = OfThread::pool(|pool| pool.give_up(mapping));
+    let of_process = OfProcess::pool(|pool| pool.give_up(mapping));
     let (any, by_keeper) = (!own.is_empty() || !of_process.is_empty(), !of_process.is_empty());
     own.into_iter().chain(of_process).for_each(discard);
     if by_keeper {
@@ -140,18 +135,17 @@ fn discard_spares(mapping: &Arc<Mapping>) -> bool {
 
 /// Gives back what is on lease; of a thread's own row nothing happens.
 pub(crate) fn give_back(current: Current) {
-    // A parent's stays where it is; and one that met corruption is of no more use, but
-    // may be in a queue: it dies with its thread.
-    if current.home() == Home::Thread || !current.is_of_this_process() || current.is_broken() {
+    // A parent's stays where it is.
+    if current.home() == Home::Thread || !current.is_of_this_process() {
         return;
     }
-    let (place, attachment) = (current.place.get(), current.unmarked());
     let gone = match current.home() {
-        Home::Process => shared(|pool| pool.give_back(place, attachment)),
-        _ => POOL.with(|pool| pool.borrow_mut().give_back(place, attachment)),
+        Home::Process => OfProcess::pool(|pool| pool.give_back(current)),
+        _ => OfThread::pool(|pool| pool.give_back(current)),
     };
-    if let Some(entry) = gone {
-        discard(entry);
+    match gone {
+        Ok(gone) => gone.into_iter().for_each(discard),
+        Err(Unknown) => was_late(current),
     }
 }
 
@@ -170,6 +164,9 @@ struct Pool {
     all: Vec<Option<Entry>>,
     /// Which of them nobody has.
     spare: Vec<u32>,
+    /// Those with which somebody met corruption: of no more use, but they may be in a queue,
+    /// and die with their thread.
+    broken: Vec<u32>,
     /// Places in `all` that are empty.
     empty: Vec<u32>,
     /// How many it keeps.
@@ -180,13 +177,20 @@ struct Pool {
 
 // SAFETY: for the process's pool. Its attachments are used by one thread at a time: who
 // has one on lease; the lock of the pool, which is held to take and to give back, is in
-// between. The keeper alone, whose robust list they are on, joins and leaves with them.
+// between. (Of one that is on lease others look at the mapping alone, which is `Sync`.) The keeper alone, whose robust list they are on, joins and leaves with them.
 // What a child of fork does with its copies it does when it has one thread.
 unsafe impl Send for Pool {}
 
 impl Pool {
     const fn new() -> Self {
-        Self { all: Vec::new(), spare: Vec::new(), empty: Vec::new(), kept: KEPT, gone: 0 }
+        Self {
+            all: Vec::new(),
+            spare: Vec::new(),
+            broken: Vec::new(),
+            empty: Vec::new(),
+            kept: KEPT,
+            gone: 0,
+        }
     }
 
     fn entry(&mut self, place: u32) -> Option<&mut Entry> {
@@ -215,10 +219,20 @@ impl Pool {
         self.lend(|entry| entry.place.holds(address), |_| {})
     }
 
-    /// The same by what is mapped there.
-    fn take_of(&mut self, mapping: &Arc<Mapping>, place: &Place) -> Option<Lease> {
-        let same = |entry: &Entry| Arc::ptr_eq(entry.attachment().mapping(), mapping);
-        self.lend(same, |entry| entry.place = place.clone())
+    /// The same by what is mapped there. `Err` if somebody has met corruption there: each
+    /// attempt could lose one more.
+    fn take_of(
+        &mut self,
+        mapping: &Arc<Mapping>,
+        place: &Place,
+    ) -> Result<Option<Lease>, AttachError> {
+        let is_there = |entry: &Entry| Arc::ptr_eq(entry.attachment().mapping(), mapping);
+        let is_broken = |place: &u32| self.all[*place as usize].as_ref().is_some_and(is_there);
+        if self.broken.iter().any(is_broken) {
+            let what = "a wait without a thread met that in an earlier operation";
+            return Err(Corrupted(what).into());
+        }
+        Ok(self.lend(is_there, |entry| entry.place = place.clone()))
     }
 
     fn add(&mut self, place: Place, attachment: Box<Attachment>, home: Home) -> Lease {
@@ -236,40 +250,37 @@ impl Pool {
         Lease(Current::new(attachment))
     }
 
-    /// Takes back what is in `place`; what is not kept is for the caller to discard.
-    fn give_back(&mut self, place: u32, attachment: NonNull<Attachment>) -> Option<Entry> {
-        // It is not if the thread has left everything already: it ends.
-        let entry = self.entry(place).filter(|entry| entry.attachment == attachment)?;
+    /// Takes back what is on lease; what is not kept is for the caller to discard.
+    fn give_back(&mut self, current: Current) -> Result<Option<Entry>, Unknown> {
+        let (place, attachment) = (current.place.get(), current.unmarked());
+        let known = self.entry(place).filter(|entry| entry.attachment == attachment);
+        let entry = known.ok_or(Unknown)?;
+        if entry.attachment().is_broken() {
+            self.broken.push(place);
+            return Ok(None);
+        }
         if !entry.is_stale() {
-            if self.spare.len() < self.kept {
+            if self.count_spares(current.mapping()) < self.kept {
                 self.spare.push(place);
-                return None;
+                return Ok(None);
             }
             self.gone += 1;
         }
-        self.remove(place)
+        Ok(self.remove(place))
+    }
+
+    /// How many of `mapping` nobody has.
+    fn count_spares(&self, mapping: &Arc<Mapping>) -> usize {
+        let is_there = |place: &&u32| {
+            let entry = self.all[**place as usize].as_ref();
+            entry.is_some_and(|entry| Arc::ptr_eq(entry.attachment().mapping(), mapping))
+        };
+        self.spare.iter().filter(is_there).count()
     }
 
     fn remove(&mut self, place: u32) -> Option<Entry> {
         self.empty.push(place);
         self.all[place as usize].take()
-    }
-
-    /// `Err` if somebody has met corruption in `mapping` with one of them, which it cannot
-    /// give back: each attempt would lose one more.
-    fn has_no_broken(&self, mapping: &Arc<Mapping>) -> Result<(), AttachError> {
-        let is_broken = |entry: &Entry| {
-            let attachment = entry.attachment();
-            attachment.is_broken()
-                && attachment.is_of_this_process()
-                && Arc::ptr_eq(attachment.mapping(), mapping)
-        };
-        match self.all.iter().flatten().any(is_broken) {
-            true => {
-                Err(Corrupted("a wait without a thread met that in an earlier operation").into())
-            }
-            false => Ok(()),
-        }
     }
 
     /// Takes out what nobody has and nobody will want.
@@ -313,15 +324,43 @@ thread_local! {
 /// Locked by who holds the registry's lock, so that `fork` never copies it locked.
 static SHARED: Mutex<Pool> = Mutex::new(Pool::new());
 
-fn shared<R>(look: impl FnOnce(&mut Pool) -> R) -> R {
-    let _registry = registry::lock();
-    look(&mut SHARED.lock().unwrap_or_else(PoisonError::into_inner))
+/// The pool does not have it: its thread has left everything already, and ends.
+struct Unknown;
+
+/// Whose rows on lease are, and where they are kept.
+trait Owner {
+    const HOME: Home;
+
+    fn pool<R>(look: impl FnOnce(&mut Pool) -> R) -> R;
+}
+
+/// The calling thread.
+struct OfThread;
+
+impl Owner for OfThread {
+    const HOME: Home = Home::Lease;
+
+    fn pool<R>(look: impl FnOnce(&mut Pool) -> R) -> R {
+        POOL.with(|pool| look(&mut pool.borrow_mut()))
+    }
+}
+
+/// The process, and so its keeper.
+struct OfProcess;
+
+impl Owner for OfProcess {
+    const HOME: Home = Home::Process;
+
+    fn pool<R>(look: impl FnOnce(&mut Pool) -> R) -> R {
+        let _registry = registry::lock();
+        look(&mut SHARED.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Drops what nobody has on lease, and nobody will want.
 pub(super) fn prune() {
-    let gone = POOL.with(|pool| pool.borrow_mut().stale());
-    let of_process = shared(Pool::stale);
+    let gone = OfThread::pool(Pool::stale);
+    let of_process = OfProcess::pool(Pool::stale);
     gone.into_iter().chain(of_process).for_each(discard);
 }
 

@@ -71,8 +71,8 @@ impl Table<'_> {
         // In private memory it is this process: what its parent had is nobody's here (see
         // `Mapping::bury_everybody`).
         let Some(file) = self.mapping().file() else { return false };
-        // The description that has this process's own bytes would not tell of them, nor is
-        // there one before the first attach. Where it cannot be asked the word has to do.
+        // This process's own bytes are known without a call. (Asked is the file, which may
+        // be before there is a witness.) Where it cannot be asked the word has to do.
         !self.mapping().claimed_here(index)
             && !matches!(ofd_lock::locked_elsewhere(file, witness_byte(index)), Ok(true))
     }

@@ -20,10 +20,27 @@ pub(crate) struct Watch {
     state: Mutex<State>,
 }
 
+/// How a watch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Nobody sleeps on the words any more.
+    Returned,
+    /// It is not waited for any more, but a ring may still have the request.
+    GivenUp,
+}
+
+impl Over {
+    /// Whether a request `is_completed`, for which nobody waits any more.
+    #[cfg_attr(not(feature = "io-uring"), expect(dead_code, reason = "for rings"))]
+    pub(crate) fn of_request(is_completed: bool) -> Self {
+        if is_completed { Self::Returned } else { Self::GivenUp }
+    }
+}
+
 #[derive(Default)]
 struct State {
-    /// Something happened, or the time is over; nobody watches any more.
-    over: bool,
+    /// Something happened, or the time is over.
+    over: Option<Over>,
     /// Nobody waits any more.
     closed: bool,
     waker: Option<Waker>,
@@ -59,15 +76,15 @@ impl Watch {
         self.process == generation_of_process()
     }
 
-    /// Whether it is over, or nobody watches in this process. If not, it is `waker` that
-    /// will be woken.
-    pub(crate) fn is_over(&self, waker: &Waker) -> bool {
+    /// How it ended; in a child nobody watches. If it is not over, it is `waker` that will be
+    /// woken.
+    pub(crate) fn over(&self, waker: &Waker) -> Option<Over> {
         if !self.is_of_this_process() {
-            return true;
+            return Some(Over::Returned);
         }
         let state = self.state();
         let over = state.over;
-        if over || state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        if over.is_some() || state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
             return over;
         }
         drop(state);
@@ -77,7 +94,7 @@ impl Watch {
         let mut state = self.state();
         let over = state.over;
         // If it is over it was not that one who was told, and it looks now.
-        let former = if over { Some(waker) } else { state.waker.replace(waker) };
+        let former = if over.is_some() { Some(waker) } else { state.waker.replace(waker) };
         drop(state);
         drop(former);
         over
@@ -85,10 +102,10 @@ impl Watch {
 
     /// Wakes who waits, for it to look. A waker that panics has said so by then, and is of
     /// no concern to who else is to be woken.
-    pub(crate) fn end(&self) {
+    pub(crate) fn end(&self, how: Over) {
         let waker = {
             let mut state = self.state();
-            state.over = true;
+            state.over = Some(how);
             state.waker.take()
         };
         // Without the lock: it may run what it likes.

@@ -210,6 +210,11 @@ pub(crate) fn is_passing(error: &io::Error) -> bool {
     passing.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
+/// Whether a ring takes nothing from the calling thread.
+pub(crate) fn is_foreign(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EXIST.raw_os_error())
+}
+
 fn is_interrupted(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::INTR.raw_os_error())
 }
@@ -361,8 +366,9 @@ impl<K> Waits<K> {
         self.ring.submit_and_wait(1).map(drop)
     }
 
-    /// For whom something is over, and what else is completed in the ring.
-    pub(crate) fn over(&mut self) -> (Vec<K>, Vec<cqueue::Entry>) {
+    /// For whom something is over, each with whether the kernel has done with it; and what
+    /// else is completed in the ring.
+    pub(crate) fn over(&mut self) -> (Vec<(K, bool)>, Vec<cqueue::Entry>) {
         let (mut over, mut others) = (Vec::new(), Vec::new());
         for done in self.ring.completion() {
             let name = done.user_data();
@@ -378,7 +384,7 @@ impl<K> Waits<K> {
                 self.unfit |= !is_timeout && matches!(Ended::of(done.result()), Ended::Unknown(_));
                 // If it has no timeout it still waits.
                 self.graves.keep(request, is_timeout.then(Instant::now));
-                over.push(whom);
+                over.push((whom, !is_timeout));
             }
         }
         (over, others)

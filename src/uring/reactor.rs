@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use crate::participant::current::generation_of_process;
-use crate::participant::watch::Watch;
+use crate::participant::watch::{Over, Watch};
 use crate::sys::event;
-use crate::sys::uring::Waits;
+use crate::sys::uring::{Waits, is_foreign};
 use core::fmt;
 use io_uring::{IoUring, SubmissionQueue, Submitter, cqueue};
 use std::io;
@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// reactor does nothing, and where the ring takes no more, or no waits at all (before Linux
 /// 6.7, or if it is for polled I/O), the process's helper waits instead: so it does for a
 /// future that is polled by another thread than the one which a ring wants to submit
-/// (`IORING_SETUP_SINGLE_ISSUER`).
+/// (`IORING_SETUP_SINGLE_ISSUER`). That thread is the one to call [`turn`](Self::turn):
+/// where the kernel completes requests for it alone (`IORING_SETUP_DEFER_TASKRUN`), to turn
+/// the ring elsewhere closes the reactor.
 ///
 /// # Examples
 ///
@@ -63,6 +65,14 @@ struct State {
     waits: Waits<Arc<Watch>>,
     /// Nobody calls `turn` any more.
     closed: bool,
+}
+
+impl State {
+    /// Nobody turns the ring any more: those for whom it waits.
+    fn close(&mut self) -> impl Iterator<Item = Arc<Watch>> {
+        self.closed = true;
+        self.waits.give_up()
+    }
 }
 
 impl Reactor {
@@ -112,16 +122,20 @@ impl Reactor {
         let (over, completed) = {
             let mut state = self.state();
             let (mut over, mut others) = state.waits.over();
-            // If the kernel takes nothing, it is asked again at the next turn. What there
-            // was no room for is there now, and has the descriptor, or the eventfd, say so.
-            let _ = state.waits.submit();
+            // What there was no room for is there now, and has the descriptor, or the
+            // eventfd, say so. If the kernel takes nothing for the moment, it is asked again
+            // at the next turn; from this thread it may never.
+            let submitted = state.waits.submit();
             let more = state.waits.over();
             over.extend(more.0);
             others.extend(more.1);
+            if submitted.is_err_and(|error| is_foreign(&error)) {
+                over.extend(state.close().map(|watch| (watch, false)));
+            }
             (over, others)
         };
         // Without the lock: a waker may poll its task at once.
-        over.iter().for_each(|watch| watch.end());
+        over.iter().for_each(|(watch, is_completed)| watch.end(Over::of_request(*is_completed)));
         completed.into_iter().for_each(others);
         over.len()
     }
@@ -212,12 +226,8 @@ impl Reactor {
         if !self.is_of_this_process() {
             return;
         }
-        let waiting: Vec<_> = {
-            let mut state = self.state();
-            state.closed = true;
-            state.waits.give_up().collect()
-        };
-        waiting.iter().for_each(|watch| watch.end());
+        let waiting: Vec<_> = self.state().close().collect();
+        waiting.iter().for_each(|watch| watch.end(Over::GivenUp));
     }
 }
 

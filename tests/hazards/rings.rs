@@ -18,6 +18,9 @@ use std::time::Duration;
 pub(crate) const TESTS: &[Test] = &[
     ("a_reactor_turns_a_ring_of_any_kind", a_reactor_turns_a_ring_of_any_kind),
     ("a_future_may_be_polled_by_who_may_not_submit", a_future_may_be_polled_by_who_may_not_submit),
+    ("a_ring_of_one_thread_that_another_one_turns_is_closed", turned_elsewhere),
+    #[cfg(feature = "tokio")]
+    ("a_ring_of_one_thread_is_none_for_a_runtime", none_for_a_runtime),
     ("a_thread_that_polled_may_end", a_thread_that_polled_may_end),
     ("a_future_may_move_to_another_ring", a_future_may_move_to_another_ring),
     #[cfg(feature = "tokio")]
@@ -94,6 +97,37 @@ fn a_future_may_be_polled_by_who_may_not_submit() {
     let task = thread::spawn(|| Task::waiting(future)).join().expect("it is polled");
     drop(held);
     drop(task.finish(|| turn_if_readable(&reactor)));
+}
+
+fn ring_of_one_thread() -> IoUring {
+    let mut builder = IoUring::builder();
+    builder.setup_single_issuer().setup_defer_taskrun().build(8).expect("a ring")
+}
+
+/// What completes in it is for the thread that has submitted, which does not come by.
+fn turned_elsewhere() {
+    need_rings();
+    let reactor = Reactor::new(ring_of_one_thread());
+    let lock = lock();
+    let held = lock.lock();
+    let task = Task::waiting(lock.lock_async().on(&reactor));
+    drop(held);
+    let ready = thread::spawn(move || {
+        drop(task.finish(|| {
+            reactor.turn(|_| {});
+        }));
+    });
+    ready.join().expect("it has the lock");
+}
+
+#[cfg(feature = "tokio")]
+fn none_for_a_runtime() {
+    need_rings();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let error = runtime.expect("a runtime").block_on(async {
+        heirlock::tokio::Driver::with_ring(ring_of_one_thread(), |_| {}).map(drop)
+    });
+    assert_eq!(error.map_err(|error| error.raw_os_error()), Err(Some(libc::EINVAL)));
 }
 
 /// With it the kernel cancels what it has submitted.

@@ -21,6 +21,10 @@ pub(crate) const TESTS: &[Test] = &[
     }),
     #[cfg(feature = "lock_api")]
     ("threads_that_lock_when_they_end_leave_their_rows", || crate::identity::play("lock-late")),
+    #[cfg(feature = "io-uring")]
+    ("threads_that_release_a_row_on_lease_when_they_end_leave_it", || {
+        crate::identity::play("lease-late")
+    }),
 ];
 
 pub(crate) const ROLES: &[Role] = &[
@@ -28,6 +32,8 @@ pub(crate) const ROLES: &[Role] = &[
     ("fork-late", |_| fork_late()),
     #[cfg(feature = "lock_api")]
     ("lock-late", |_| lock_late()),
+    #[cfg(feature = "io-uring")]
+    ("lease-late", |_| lease_late()),
 ];
 
 static STATICS: [Mutex<u64>; 3] = [const { Mutex::new(0) }; 3];
@@ -197,4 +203,27 @@ fn lock_late() {
         thread_with_late(|| drop(STATICS[2].lock()), last).join().expect("join");
         told.recv().expect("it was locked");
     }
+}
+
+/// What is not left stays mapped for as long as the process lives.
+#[cfg(feature = "io-uring")]
+fn lease_late() {
+    use heirlock::uring::Progress;
+    let (path, segment) = board();
+    let path = path.to_str().expect("a path").to_owned();
+    let segment: &'static Segment<crate::kit::Board> = Box::leak(Box::new(segment));
+    let lock = &segment.locks[0];
+    let mapped = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("the maps");
+        maps.lines().filter(|line| line.contains(&path)).count()
+    };
+    let acquire = || match lock.start(1).expect("start") {
+        (_, Progress::Acquired(guard)) => guard,
+        (_, other) => panic!("{other:?}"),
+    };
+    let before = mapped();
+    for _ in 0..20 {
+        thread_with_late(acquire, drop).join().expect("join");
+    }
+    assert!(mapped() <= before + 2, "{} mappings, {before} before", mapped());
 }

@@ -18,7 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     #[cfg(feature = "io-uring")]
     ("a_guard_on_lease_that_is_void_gives_its_row_back", on_lease),
     #[cfg(feature = "io-uring")]
-    ("who_waits_for_the_lock_in_a_ring_does_not_wait_for_a_condition_variable", refused),
+    ("who_waits_for_the_lock_in_a_ring_does_not_let_go_of_it", refused),
     #[cfg(feature = "io-uring")]
     ("a_guard_that_waited_until_its_own_thread_had_the_lock_is_void", waited),
 ];
@@ -119,18 +119,21 @@ fn acquired<'m>(mut acquire: AsyncAcquire<'m, u64>) -> MutexGuard<'m, u64> {
     }
 }
 
+/// Through another mapping of the segment, which is not looked at before.
 #[cfg(feature = "io-uring")]
 fn bumped() {
     let (path, segment) = board();
+    let again: Segment<Board> = Segment::open(&path).expect("open");
     let lock = &segment.locks[0];
     let mut guard = lock.lock();
-    let acquire = queued(lock);
+    let acquire = queued(&again.locks[0]);
     let message = panic_of(|| MutexGuard::bump(&mut guard));
     assert!(message.contains(MINE), "{message}");
     let slot = acquired(acquire);
     drop_void(lock, guard);
-    is_the_only_one(lock, slot);
-    leaves_nothing(&path, segment);
+    is_the_only_one(&again.locks[0], slot);
+    drop(segment);
+    leaves_nothing(&path, again);
 }
 
 #[cfg(feature = "io-uring")]
@@ -161,6 +164,7 @@ fn refused() {
     for message in [
         panic_of(|| condvar.wait_for(&mut guard, Duration::from_secs(60)).timed_out()),
         panic_of(|| condvar.wait(&mut guard)),
+        panic_of(|| MutexGuard::bump(&mut guard)),
     ] {
         assert!(message.contains(MINE), "{message}");
     }

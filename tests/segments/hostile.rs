@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_garbled_segment_is_an_error_or_a_panic_with_a_message", garbled),
     ("a_cycle_of_dead_waiters_is_noticed", cycle_of_the_dead),
     ("a_queue_that_cannot_be_left_is_an_error_and_costs_one_row", cannot_leave),
+    ("a_lock_that_is_not_its_owners_any_more_costs_one_row", robbed),
 ];
 
 pub(crate) const ROLES: &[Role] = &[("victim", victim)];
@@ -481,6 +482,32 @@ fn cannot_leave() {
     });
     let used = Snapshot::read(&path, &[]).expect("a snapshot").rows_used;
     assert!(used < 10, "{used} rows");
+}
+
+/// Somebody writes another owner into the lock while it is held by a row on lease.
+fn robbed() {
+    let path = TempPath::new();
+    let segment: Segment<Board> = Segment::options().capacity(64).create(&path).expect("create");
+    let lock = &segment.locks[0];
+    let at = segment.offset_of(lock).expect("it is inside");
+    let mut refused = 0;
+    for _ in 0..20 {
+        match select::lock_any_with(&[lock], &LockOptions::new()) {
+            Ok((_, guard)) => {
+                Surgery::on(&path).write(at, &0u64.to_ne_bytes());
+                let panic =
+                    catch_unwind(AssertUnwindSafe(|| drop(guard))).expect_err("not its own");
+                assert!(message(&*panic).is_some_and(|message| message.contains("corrupted")));
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("corrupted"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    let used = Snapshot::read(&path, &[]).expect("a snapshot").rows_used;
+    assert!(used < 5, "{used} rows");
 }
 
 /// Two rows whose threads are dead, each in front of the other in the queue of

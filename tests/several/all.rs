@@ -22,17 +22,17 @@ pub(crate) const TESTS: &[Test] = &[
 pub(crate) const ROLES: &[Role] =
     &[("takes_both", takes_both), ("takes_both_of_two_segments", takes_both_of_two_segments)];
 
-const ROUNDS: u64 = 1000;
-
-/// How often the two have to have met, at the least.
-const MEETINGS: u64 = 200;
+/// How often each of the two has to find the locks taken; and in how many rounds, if the
+/// other one has come to its end before.
+const MEETINGS: u64 = 100;
+const ROUNDS: u64 = 100_000;
 
 fn in_opposite_orders() {
     let path = TempPath::new();
     let segment: Segment<[Mutex<u64>; 2]> = Segment::create(&*path).expect("a segment");
     let path = path.to_str().expect("a path");
-    play("takes_both", &[&[path, "0"], &[path, "1"]], segment.each_ref());
-    assert_eq!([*segment[0].lock(), *segment[1].lock()], [2 * ROUNDS; 2]);
+    let rounds = play("takes_both", &[&[path, "0"], &[path, "1"]], segment.each_ref());
+    assert_eq!([*segment[0].lock(), *segment[1].lock()], [rounds; 2]);
 }
 
 fn mapped_the_other_way() {
@@ -40,12 +40,12 @@ fn mapped_the_other_way() {
     let segments = paths.each_ref().map(|path| Segment::<Mutex<u64>>::create(&**path).expect("it"));
     let [a, b] = paths.each_ref().map(|path| path.to_str().expect("a path"));
     let locks = segments.each_ref().map(|segment| &**segment);
-    play("takes_both_of_two_segments", &[&[a, b], &[b, a]], locks);
-    assert_eq!(segments.map(|segment| *segment.lock()), [2 * ROUNDS; 2]);
+    let rounds = play("takes_both_of_two_segments", &[&[a, b], &[b, a]], locks);
+    assert_eq!(segments.map(|segment| *segment.lock()), [rounds; 2]);
 }
 
-/// Two processes, which begin together; each says how often it found the locks taken.
-fn play(role: &str, args: &[&[&str]; 2], locks: [&Mutex<u64>; 2]) {
+/// Two processes, which begin together; how many rounds they have made in all.
+fn play(role: &str, args: &[&[&str]; 2], locks: [&Mutex<u64>; 2]) -> u64 {
     let held = lock_all(&locks);
     let mut both =
         args.map(|args| Process::from_command(Process::command(role, args).stdout(Stdio::piped())));
@@ -53,12 +53,15 @@ fn play(role: &str, args: &[&[&str]; 2], locks: [&Mutex<u64>; 2]) {
     until("both wait", || locks.iter().map(waits).sum::<usize>() == 2);
     drop(held);
     let begin = Instant::now();
-    let met = both.each_mut().map(|process| {
+    let [first, second] = both.each_mut().map(|process| {
         let said = process.output();
-        said.trim().parse::<u64>().unwrap_or_else(|_| panic!("it said {said:?}"))
+        let (rounds, met) =
+            said.trim().split_once(' ').unwrap_or_else(|| panic!("it said {said:?}"));
+        (rounds.parse::<u64>().expect("a number"), met.parse::<u64>().expect("a number"))
     });
-    println!("{ROUNDS} rounds each in {:?}, met {met:?} times", begin.elapsed());
-    assert!(met.iter().sum::<u64>() >= MEETINGS, "{met:?}");
+    println!("in {:?}: {first:?} and {second:?} rounds and meetings", begin.elapsed());
+    assert!(first.1.max(second.1) >= MEETINGS, "they did not meet");
+    first.0 + second.0
 }
 
 fn takes_both(args: &[String]) {
@@ -90,8 +93,9 @@ fn takes_both_of_two_segments(args: &[String]) {
 }
 
 fn add(locks: [&Mutex<u64>; 2]) {
-    let mut met = 0;
-    for _ in 0..ROUNDS {
+    let (mut rounds, mut met) = (0, 0);
+    while met < MEETINGS && rounds < ROUNDS {
+        rounds += 1;
         met += u64::from(locks.iter().any(|lock| lock.is_locked()));
         let [one, two] = &mut lock_all(&locks)[..] else { unreachable!() };
         let values = (**one, **two);
@@ -99,7 +103,7 @@ fn add(locks: [&Mutex<u64>; 2]) {
         thread::yield_now();
         (**one, **two) = (values.0 + 1, values.1 + 1);
     }
-    println!("{met}");
+    println!("{rounds} {met}");
 }
 
 fn twice() {

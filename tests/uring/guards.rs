@@ -3,6 +3,7 @@
 use crate::kit::{Board, Got, Puppet, Test, board, board_with, until};
 use crate::rings::{Loop, PLAIN, require, with_each};
 use heirlock::{LockError, LockOptions, Mutex, MutexGuard, Policy, Segment, Unusable, select};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_guard_from_a_ring_can_be_leaked", leak),
     ("a_throughput_lock_serves_rings_too", throughput),
     ("who_waits_in_a_ring_does_not_sleep_behind_itself", own_acquisition),
+    ("who_is_handed_a_lock_as_it_would_sleep_behind_itself_does_not", handed_meanwhile),
     ("who_sleeps_behind_itself_is_a_deadlock_of_one", circle_of_one),
     ("a_forgotten_acquisition_is_none_of_the_next_locks_at_its_place", forgotten),
 ];
@@ -275,4 +277,45 @@ fn forgotten() {
         assert!(*mutex.lock() >= 2);
     });
     assert_eq!(*mutex.lock(), 3);
+}
+
+/// The lock comes while the thread looks whether it waits for it, or has it already.
+fn handed_meanwhile() {
+    /// In so many rounds it has to have come by then, and in as many not.
+    const FLOOR: u32 = 1000;
+    let mutex = Mutex::new(0);
+    let (ready, may_begin) = mpsc::channel();
+    let (begin, begun) = mpsc::channel();
+    let (mut handed, mut not) = (0, 0);
+    thread::scope(|scope| {
+        let mutex = &mutex;
+        scope.spawn(move || {
+            loop {
+                let held = mutex.lock();
+                if ready.send(()).is_err() || begun.recv().is_err() {
+                    return;
+                }
+                drop(held);
+            }
+        });
+        let mut pause = 0u32;
+        while handed < FLOOR || not < FLOOR {
+            may_begin.recv().expect("be told");
+            let (acquire, _) = mutex.start(1).expect("start");
+            begin.send(()).expect("tell");
+            // It looks about when the other one hands over.
+            (0..pause).for_each(|_| std::hint::spin_loop());
+            let ended = mutex.lock_with(&LockOptions::new()).map(drop);
+            let would = matches!(ended, Err(LockError::Unusable(Unusable::WouldDeadlock)));
+            assert!(would, "{ended:?}");
+            let has_it = heirlock::owner(mutex) == acquire.participant();
+            match has_it {
+                true => (handed, pause) = (handed + 1, pause.saturating_sub(7)),
+                false => (not, pause) = (not + 1, pause + 5),
+            }
+            drop(acquire);
+        }
+        drop((begin, may_begin));
+    });
+    eprintln!("handed over by then {handed} times, {not} times not");
 }

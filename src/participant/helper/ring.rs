@@ -1,7 +1,7 @@
 //! The helper's sleep in a ring.
 
 use crate::participant::desk::Desk;
-use crate::participant::watch::Watch;
+use crate::participant::watch::{Over, Watch};
 use crate::sys::clock::Deadline;
 use crate::sys::uring::{Waits, is_passing, ring_of_one_thread};
 use core::ptr;
@@ -23,7 +23,7 @@ pub(super) fn work(desk: &Desk<Arc<Watch>>) {
         for watch in jobs {
             if waits.queue(Some(Arc::clone(&watch)), watch.words(), watch.until()).is_err() {
                 // It looks, and comes again.
-                watch.end();
+                watch.end(Over::Returned);
             }
         }
         let far = Deadline::after(super::LONG);
@@ -38,9 +38,9 @@ pub(super) fn work(desk: &Desk<Arc<Watch>>) {
             // A signal (there are none), or no memory in the kernel.
             _ => std::thread::sleep(Duration::from_millis(1)),
         }
-        for over in waits.over().0 {
-            match over {
-                Some(watch) => watch.end(),
+        for (whom, is_completed) in waits.over().0 {
+            match whom {
+                Some(watch) => watch.end(Over::of_request(is_completed)),
                 None => listens = false,
             }
         }
@@ -49,7 +49,7 @@ pub(super) fn work(desk: &Desk<Arc<Watch>>) {
         }
     }
     // They come again, to who does without.
-    waits.give_up().flatten().for_each(|watch| watch.end());
+    waits.give_up().flatten().for_each(|watch| watch.end(Over::GivenUp));
     // The descriptor may be somebody else's by now.
     std::mem::forget(waits);
 }
