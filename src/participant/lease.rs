@@ -26,6 +26,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// few, as they are missing elsewhere, unless it turns out that more are wanted again.
 const KEPT: usize = 8;
 
+/// How many may be lost to corruption in a segment, before it is not waited in any more: one
+/// lock that is garbled is not the end of the others, and each attempt to have it costs one.
+const LOST: usize = 8;
+
 /// The most that are kept: as many as one wait can want.
 const MOST_KEPT: usize = 64;
 
@@ -219,17 +223,16 @@ impl Pool {
         self.lend(|entry| entry.place.holds(address), |_| {})
     }
 
-    /// The same by what is mapped there. `Err` if somebody has met corruption there: each
-    /// attempt could lose one more.
+    /// The same by what is mapped there. `Err` if corruption was met there too often.
     fn take_of(
         &mut self,
         mapping: &Arc<Mapping>,
         place: &Place,
     ) -> Result<Option<Lease>, AttachError> {
         let is_there = |entry: &Entry| Arc::ptr_eq(entry.attachment().mapping(), mapping);
-        let is_broken = |place: &u32| self.all[*place as usize].as_ref().is_some_and(is_there);
-        if self.broken.iter().any(is_broken) {
-            let what = "a wait without a thread met that in an earlier operation";
+        let is_broken = |place: &&u32| self.all[**place as usize].as_ref().is_some_and(is_there);
+        if self.broken.iter().filter(is_broken).count() >= LOST {
+            let what = "waits without a thread met that in earlier operations";
             return Err(Corrupted(what).into());
         }
         Ok(self.lend(is_there, |entry| entry.place = place.clone()))

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 pub(crate) const TESTS: &[Test] = &[
     ("a_garbled_segment_is_an_error_or_a_panic_with_a_message", garbled),
     ("a_cycle_of_dead_waiters_is_noticed", cycle_of_the_dead),
-    ("a_queue_that_cannot_be_left_is_an_error_and_costs_one_row", cannot_leave),
-    ("a_lock_that_is_not_its_owners_any_more_costs_one_row", robbed),
+    ("a_queue_that_cannot_be_left_is_an_error_and_costs_few_rows", cannot_leave),
+    ("a_lock_that_is_not_its_owners_any_more_costs_few_rows", robbed),
 ];
 
 pub(crate) const ROLES: &[Role] = &[("victim", victim)];
@@ -447,7 +447,7 @@ fn use_condvar(condvar: &Condvar, lock: &Counter) {
 }
 
 /// Its guard names a row that is none, so nobody can edit it. Who is too late says so, and
-/// does not join anew with each attempt.
+/// does not join anew with each attempt: eight times, the thread and the process.
 fn cannot_leave() {
     let path = TempPath::new();
     let segment: Segment<Board> = Segment::options().capacity(64).create(&path).expect("create");
@@ -466,7 +466,7 @@ fn cannot_leave() {
                 for ended in [any(), future()] {
                     let corrupted = match &ended {
                         Err(LockError::Unusable(Unusable::Corrupted { .. })) => true,
-                        // From the second attempt on.
+                        // From the ninth attempt on.
                         Err(LockError::Unusable(Unusable::Attach(refused))) => {
                             matches!(refused, AttachError::Corrupted { .. })
                         }
@@ -481,7 +481,7 @@ fn cannot_leave() {
         attempts.join().expect("join");
     });
     let used = Snapshot::read(&path, &[]).expect("a snapshot").rows_used;
-    assert!(used < 10, "{used} rows");
+    assert!(used < 24, "{used} rows");
 }
 
 /// Somebody writes another owner into the lock while it is held by a row on lease.
@@ -507,7 +507,7 @@ fn robbed() {
     }
     assert!(refused > 0);
     let used = Snapshot::read(&path, &[]).expect("a snapshot").rows_used;
-    assert!(used < 5, "{used} rows");
+    assert!(used < 12, "{used} rows");
 }
 
 /// Two rows whose threads are dead, each in front of the other in the queue of
