@@ -181,8 +181,9 @@ struct Pool {
 
 // SAFETY: for the process's pool. Its attachments are used by one thread at a time: who
 // has one on lease; the lock of the pool, which is held to take and to give back, is in
-// between. (Of one that is on lease others look at the mapping alone, which is `Sync`.) The keeper alone, whose robust list they are on, joins and leaves with them.
-// What a child of fork does with its copies it does when it has one thread.
+// between. (Of one that is on lease others look at the mapping alone, which is `Sync`.) The
+// keeper alone, whose robust list they are on, joins and leaves with them. What a child of
+// fork does with its copies it does when it has one thread.
 unsafe impl Send for Pool {}
 
 impl Pool {
