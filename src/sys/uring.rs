@@ -20,6 +20,9 @@ const SHARED_U32: u32 = 2;
 /// The bit of a request's `user_data` that tells its timeout from its wait.
 pub(crate) const TIMEOUT: u64 = 1 << 63;
 
+/// More words than a wait in one queue is for: so its request never grows.
+const FEW: usize = 4;
+
 /// What the kernel reads of a wait, when it is submitted. It must stay where it is until
 /// then.
 #[derive(Debug)]
@@ -40,7 +43,7 @@ impl Request {
     /// one of the machine's clock, also in a time namespace, whose clock is another.
     pub(crate) fn set(&mut self, words: &[(usize, u32)], until: Deadline) {
         if words.len() > self.words.capacity() {
-            let larger = Vec::with_capacity(words.len());
+            let larger = Vec::with_capacity(words.len().max(FEW));
             // A ring may still read the former ones.
             std::mem::forget(std::mem::replace(&mut self.words, larger));
         }
